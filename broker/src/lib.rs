@@ -1,0 +1,1 @@
+//! The broker's shell: store, HTTP API, links.

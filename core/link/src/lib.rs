@@ -1,0 +1,1 @@
+//! The session machine at both ends of every link. Pure.

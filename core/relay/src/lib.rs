@@ -1,0 +1,1 @@
+//! What the relay decides: placement, scaling, recovery. Pure.

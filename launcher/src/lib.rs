@@ -1,0 +1,1 @@
+//! How to start processes across the nodes of a block. Pure.

@@ -1,0 +1,1 @@
+//! Shells of pilot and manager: workers, topology, output, spool.

@@ -1,0 +1,1 @@
+//! Tests that cross crates: simulation, end-to-end, house rules.

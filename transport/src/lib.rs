@@ -1,0 +1,1 @@
+//! Moves frames: ZeroMQ with CURVE.
