@@ -81,7 +81,8 @@ impl Frame {
             return Err(FrameError::TooLong(bytes.len()));
         }
         let malformed = || FrameError::Malformed(bytes.len());
-        let number = |at: usize| -> Option<u64> { Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
+        let number =
+            |at: usize| -> Option<u64> { Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
         if bytes.first() != Some(&MAGIC) || bytes.len() < HEADER_BYTES {
             return Err(malformed());
         }

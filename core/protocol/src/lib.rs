@@ -16,7 +16,8 @@ pub mod resources;
 pub mod ticket;
 
 pub use ids::{
-    AttemptId, BlobRef, BlockId, ContentHash, EndpointId, Epoch, FunctionId, JobId, JobKey, ManagerId, OwnerId, TaskId,
+    AttemptId, BlobRef, BlockId, ContentHash, EndpointId, Epoch, FunctionId, JobId, JobKey, ManagerId,
+    OwnerId, TaskId,
 };
 pub use ranges::Ranges;
 

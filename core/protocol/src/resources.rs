@@ -91,7 +91,9 @@ impl Resources {
         let by_gpus = node.gpus_milli.checked_div(self.gpus_milli).unwrap_or(u32::MAX);
         let by_memory = match node.memory_bytes {
             0 => u32::MAX,
-            has => has.checked_div(self.memory_bytes).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+            has => {
+                has.checked_div(self.memory_bytes).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+            }
         };
         let by_amounts = self.amounts.iter().filter(|(_, want)| **want > 0).map(|(name, want)| {
             let has = node.amounts.get(name).copied().unwrap_or(0);

@@ -47,7 +47,10 @@ pub struct Ticket {
 
 impl std::fmt::Debug for Ticket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ticket").field("block", &self.block).field("relays", &self.relays).finish_non_exhaustive()
+        f.debug_struct("Ticket")
+            .field("block", &self.block)
+            .field("relays", &self.relays)
+            .finish_non_exhaustive()
     }
 }
 
