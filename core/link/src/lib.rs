@@ -38,10 +38,6 @@ impl Default for Timing {
 }
 
 /// What the core learns from its end.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "events live for one turn; a box would cost each message an allocation"
-)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Accepting side: somebody calls. Answer with [`Acceptor::welcome`] or [`Acceptor::refuse`], now or later.

@@ -18,6 +18,10 @@ pub(crate) struct Session {
 }
 
 /// What a frame means to the session.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one call; a box would cost each message an allocation"
+)]
 pub(crate) enum Verdict {
     /// For the core.
     Message(Message),
