@@ -20,7 +20,8 @@ fn a_linked_binary_needs_no_library_but_glibc() {
     let context = zmq::Context::new();
     context.socket(zmq::ROUTER).expect("libzmq is really linked");
     let own = std::env::current_exe().expect("path of this test binary");
-    let output = Command::new("readelf").arg("-d").arg(&own).output().expect("readelf, of binutils, is there");
+    let output =
+        Command::new("readelf").arg("-d").arg(&own).output().expect("readelf, of binutils, is there");
     let text = String::from_utf8_lossy(&output.stdout);
     let needed: BTreeSet<&str> = text
         .lines()

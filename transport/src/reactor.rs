@@ -1,0 +1,254 @@
+//! The loop that owns a process's sockets and runs its nodes, all on the thread that calls [`Reactor::run`].
+
+use crate::clock::{GapWatch, now_us};
+use crate::error::TransportError;
+use crate::limits;
+use crate::node::{Conn, ListenSpec, Node, NodeId};
+use crate::outbox::{Delivery, Event, Outbox, Received};
+use crate::waker::Waker;
+
+/// Runs nodes on one thread. Build it, add nodes, then move it to the thread that calls [`Reactor::run`].
+pub struct Reactor {
+    nodes: Vec<Box<dyn Node>>,
+    out: Outbox,
+    clock: Box<dyn Fn() -> u64 + Send>,
+    gaps: GapWatch,
+    /// Something happened in this turn, so that nodes may have batches to flush.
+    busy: bool,
+}
+
+/// What a poll found ready.
+#[derive(Clone, Copy)]
+enum Source {
+    Bell,
+    Zap,
+    Listener(usize),
+    Frames(Conn),
+    Reports(Conn),
+    Watch { node: usize, token: u64 },
+}
+
+impl Reactor {
+    /// A reactor without nodes. Raises the process's limit of open files to what the system allows.
+    pub fn new() -> Result<Self, TransportError> {
+        Self::with_clock(Box::new(now_us))
+    }
+
+    fn with_clock(clock: Box<dyn Fn() -> u64 + Send>) -> Result<Self, TransportError> {
+        let now = clock();
+        let gaps = GapWatch::new(now, limits::CLOCK_GAP_US);
+        Ok(Self { nodes: Vec::new(), out: Outbox::new(now)?, clock, gaps, busy: true })
+    }
+
+    /// Adds a node.
+    pub fn add(&mut self, node: Box<dyn Node>) -> NodeId {
+        self.nodes.push(node);
+        self.out.timers.push(None);
+        self.out.wakers.push(Waker::new(self.out.bell.clone()));
+        NodeId(self.nodes.len() - 1)
+    }
+
+    /// Listens for a node; answers the addresses as `host:port`, in the order of the hosts.
+    pub fn listen(&mut self, node: NodeId, spec: ListenSpec) -> Result<Vec<String>, TransportError> {
+        self.out.current = node.0;
+        self.out.listen(spec)
+    }
+
+    /// Links two nodes in this process: frames move without being copied or encrypted. Both get `on_connected`.
+    pub fn pair(&mut self, a: NodeId, b: NodeId) -> (Conn, Conn) {
+        self.out.pair(a, b)
+    }
+
+    /// A handle by which other threads call the node's `on_wake`.
+    pub fn waker(&self, node: NodeId) -> Waker {
+        self.out.wakers[node.0].clone()
+    }
+
+    /// Runs until a node calls [`Outbox::stop`]. Sockets close when the reactor is dropped; what was sent gets a second.
+    pub fn run(&mut self) -> Result<(), TransportError> {
+        self.gaps = GapWatch::new((self.clock)(), limits::CLOCK_GAP_US);
+        self.refresh(0);
+        self.for_all(|node, now, out| node.on_start(now, out));
+        self.busy = true;
+        while !self.out.stopping {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// One round: sleep until something is there, then give everybody their part.
+    fn turn(&mut self) -> Result<(), TransportError> {
+        let timeout_ms = self.timeout_ms();
+        let ready = self.poll(timeout_ms)?;
+        self.refresh(u64::try_from(timeout_ms).unwrap_or(0) * 1_000);
+        self.out.cut_removed_keys();
+        self.deliver_wakes();
+        for source in ready {
+            self.serve(source);
+        }
+        self.refresh(0);
+        if self.out.has_stalled() {
+            self.out.retry_stalled();
+        }
+        self.deliver_events();
+        self.deliver_timers();
+        if std::mem::take(&mut self.busy) {
+            self.for_all(|node, now, out| node.on_turn_end(now, out));
+        }
+        Ok(())
+    }
+
+    /// Reads the clock; tells everybody when the process was away.
+    fn refresh(&mut self, slept_us: u64) {
+        let now = (self.clock)();
+        self.out.now = now;
+        if let Some(gap_us) = self.gaps.see(now, slept_us) {
+            tracing::warn!(gap_us, "this process did not run for a while; deadlines are extended");
+            self.out.forgive(gap_us);
+            self.for_all(|node, now, out| node.on_clock_gap(now, gap_us, out));
+            self.busy = true;
+        }
+    }
+
+    /// How long the next poll may sleep, ms, rounded up so that timers are not asked for too early.
+    fn timeout_ms(&self) -> i64 {
+        if !self.out.events.is_empty() {
+            return 0;
+        }
+        let now = (self.clock)();
+        let until_timer =
+            self.out.timers.iter().flatten().min().map_or(i64::MAX, |at| {
+                i64::try_from(at.saturating_sub(now).div_ceil(1_000)).unwrap_or(i64::MAX)
+            });
+        let most = if self.out.has_stalled() { limits::BACKLOG_RETRY_MS } else { limits::TICK_MS };
+        until_timer.min(most)
+    }
+
+    fn poll(&mut self, timeout_ms: i64) -> Result<Vec<Source>, TransportError> {
+        let out = &self.out;
+        let mut sources = vec![Source::Bell, Source::Zap];
+        let fd_events = zmq::POLLIN | zmq::POLLERR;
+        let mut items =
+            vec![zmq::PollItem::from_fd(raw(out.bell.fd()), zmq::POLLIN), out.zap.as_poll_item(zmq::POLLIN)];
+        for (index, listener) in out.listeners.iter().enumerate() {
+            sources.push(Source::Listener(index));
+            items.push(listener.socket.as_poll_item(zmq::POLLIN));
+        }
+        for (conn, socket, monitor) in out.dialled_sockets() {
+            // Reports first: what the monitor says is acted on when the frames before it are read.
+            sources.extend([Source::Reports(conn), Source::Frames(conn)]);
+            items.extend([monitor.as_poll_item(zmq::POLLIN), socket.as_poll_item(zmq::POLLIN)]);
+        }
+        for watch in &out.watches {
+            sources.push(Source::Watch { node: watch.node, token: watch.token });
+            items.push(zmq::PollItem::from_fd(watch.fd, fd_events));
+        }
+        out.bell.going_to_sleep();
+        let timeout_ms = if out.wakers.iter().any(Waker::is_called) { 0 } else { timeout_ms };
+        let polled = zmq::poll(&mut items, timeout_ms);
+        out.bell.awake();
+        match polled {
+            Ok(_) | Err(zmq::Error::EINTR) => {}
+            Err(source) => return Err(TransportError::Zmq { operation: "poll", source }),
+        }
+        let ready = items.iter().zip(sources).filter(|(item, _)| !item.get_revents().is_empty());
+        Ok(ready.map(|(_, source)| source).collect())
+    }
+
+    fn serve(&mut self, source: Source) {
+        match source {
+            // Emptied by the poll; the flags of the wakers say the rest.
+            Source::Bell => {}
+            Source::Zap => while self.out.answer_zap() {},
+            Source::Listener(index) => self.drain(|out| out.receive_accepted(index)),
+            Source::Reports(conn) => {
+                self.out.read_reports(conn);
+                self.deliver_events();
+                self.drain(|out| out.receive_dialled(conn));
+            }
+            Source::Frames(conn) => self.drain(|out| out.receive_dialled(conn)),
+            Source::Watch { node, token } => {
+                self.refresh(0);
+                self.call(node, |node, now, out| node.on_readable(now, token, out));
+            }
+        }
+    }
+
+    /// Delivers the frames of one socket, up to the share of a turn.
+    fn drain(&mut self, mut receive: impl FnMut(&mut Outbox) -> Received) {
+        self.refresh(0);
+        for _ in 0..limits::FRAMES_A_TURN {
+            match receive(&mut self.out) {
+                Received::Frame(Delivery { node, conn, accepted, frame }) => {
+                    if let Some(peer) = accepted {
+                        self.call(node, |node, now, out| node.on_accepted(now, conn, peer, out));
+                    }
+                    self.call(node, |node, now, out| node.on_frame(now, conn, frame, out));
+                }
+                Received::Dropped => {}
+                Received::Empty => break,
+            }
+        }
+    }
+
+    /// In-process frames and news of connections, those that come up meanwhile included, up to the share of a turn.
+    fn deliver_events(&mut self) {
+        for _ in 0..limits::EVENTS_A_TURN {
+            let Some(event) = self.out.events.pop_front() else { break };
+            match event {
+                Event::Connected(conn) => {
+                    if let Some(node) = self.out.node_of(conn) {
+                        self.call(node, |node, now, out| node.on_connected(now, conn, out));
+                    }
+                }
+                Event::Frame(conn, frame) => {
+                    if let Some(node) = self.out.node_of(conn) {
+                        self.call(node, |node, now, out| node.on_frame(now, conn, frame, out));
+                    }
+                }
+                Event::Hangup(conn) => self.out.fail(conn, crate::node::CloseReason::PeerGone),
+                Event::Closed { node, conn, reason } => {
+                    self.call(node, |node, now, out| node.on_closed(now, conn, reason, out));
+                }
+            }
+        }
+    }
+
+    fn deliver_wakes(&mut self) {
+        for index in 0..self.nodes.len() {
+            if self.out.wakers[index].take() {
+                self.call(index, |node, now, out| node.on_wake(now, out));
+            }
+        }
+    }
+
+    fn deliver_timers(&mut self) {
+        self.refresh(0);
+        for index in 0..self.nodes.len() {
+            if self.out.timers[index].is_some_and(|at| at <= self.out.now) {
+                self.out.timers[index] = None;
+                self.call(index, |node, now, out| node.on_timer(now, out));
+            }
+        }
+    }
+
+    fn call(&mut self, index: usize, call: impl FnOnce(&mut dyn Node, u64, &mut Outbox)) {
+        self.busy = true;
+        self.out.current = index;
+        let now = self.out.now;
+        call(self.nodes[index].as_mut(), now, &mut self.out);
+    }
+
+    fn for_all(&mut self, mut call: impl FnMut(&mut dyn Node, u64, &mut Outbox)) {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            self.out.current = index;
+            let now = self.out.now;
+            call(node.as_mut(), now, &mut self.out);
+        }
+    }
+}
+
+fn raw(fd: std::os::fd::BorrowedFd<'_>) -> std::os::fd::RawFd {
+    use std::os::fd::AsRawFd;
+    fd.as_raw_fd()
+}

@@ -1,0 +1,76 @@
+//! How other threads call a node: a flag for each node, one eventfd for the reactor, written only if its thread sleeps.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::TransportError;
+use crate::files::new_eventfd;
+
+/// Calls a node's [`crate::Node::on_wake`] from any thread. Many calls before the node looks are one.
+#[derive(Clone, Debug)]
+pub struct Waker {
+    called: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+}
+
+/// What a reactor sleeps on.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    sleeping: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Waker {
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self { called: Arc::new(AtomicBool::new(false)), bell }
+    }
+
+    /// Makes the node's `on_wake` run soon. Costs two atomic operations when the reactor is awake or was called already.
+    pub fn wake(&self) {
+        if !self.called.swap(true, Ordering::SeqCst) {
+            self.bell.ring();
+        }
+    }
+
+    /// Takes the call, if there is one.
+    pub(crate) fn take(&self) -> bool {
+        self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether there is a call, for the last look before sleep.
+    pub(crate) fn is_called(&self) -> bool {
+        self.called.load(Ordering::SeqCst)
+    }
+}
+
+impl Bell {
+    pub(crate) fn new() -> Result<Self, TransportError> {
+        Ok(Self { sleeping: AtomicBool::new(false), event: new_eventfd()? })
+    }
+
+    fn ring(&self) {
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            // A full counter means that the bell rings already; nothing else can go wrong with an eventfd.
+            let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// To be called before the last look at the flags: whoever calls after it rings.
+    pub(crate) fn going_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::SeqCst);
+    }
+
+    /// To be called after sleep; empties the eventfd if it was rung.
+    pub(crate) fn awake(&self) {
+        if !self.sleeping.swap(false, Ordering::SeqCst) {
+            let mut count = [0u8; 8];
+            // Empty (EAGAIN) when the ring is still on its way: it will end one more sleep, at once and harmlessly.
+            let _ = nix::unistd::read(&self.event, &mut count);
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
