@@ -1,1 +1,9 @@
-//! Tests that cross crates: simulation, end-to-end, house rules.
+//! Tests that cross crates: simulation, end-to-end, house rules. The code that they share is here; the tests are in `tests/tests/`.
+
+use std::path::PathBuf;
+
+/// The root of the checkout.
+#[must_use]
+pub fn repo_root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
