@@ -1,5 +1,7 @@
 //! Tests that cross crates: simulation, end-to-end, house rules. The code that they share is here; the tests are in `tests/tests/`.
 
+pub mod site;
+
 use std::path::PathBuf;
 
 /// The root of the checkout.

@@ -1,0 +1,267 @@
+//! A place of its own for one end-to-end test: all four folders below a temporary one, and `pf` run with nothing of the user's in its environment.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a condition may take before the test fails. Generous: machines are noisy, and nothing waits for it when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// See the module. Ends its daemon, and all that the daemon started, when dropped.
+pub struct Site {
+    dir: tempfile::TempDir,
+}
+
+/// What a command of `pf` gave.
+#[derive(Debug)]
+pub struct Ran {
+    /// Exit code; 128 + n for a signal.
+    pub code: i32,
+    /// Data.
+    pub stdout: String,
+    /// Talk.
+    pub stderr: String,
+}
+
+impl Ran {
+    fn new(output: &Output) -> Ran {
+        use std::os::unix::process::ExitStatusExt;
+        let status = output.status;
+        Ran {
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Itself, if the exit code is `code`.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "exit code\nstdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Standard output as JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {}\n{}", self.stdout, self.stderr))
+    }
+
+    /// Fails unless standard error says each of these words: an error must name the object, the reason and what to do.
+    #[track_caller]
+    pub fn says(&self, words: &[&str]) -> &Ran {
+        for word in words {
+            assert!(self.stderr.contains(word), "stderr does not say {word:?}:\n{}", self.stderr);
+        }
+        self
+    }
+}
+
+/// The binary under test: `PF_BIN`, else the one built beside this test.
+#[must_use]
+pub fn pf_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("PF_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let pf = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("pf");
+    assert!(pf.exists(), "{} is missing: run `cargo build` first, as scripts/test does", pf.display());
+    pf
+}
+
+/// The Python for workers: `PF_TEST_PYTHON`, else `python3`.
+#[must_use]
+pub fn python() -> String {
+    std::env::var("PF_TEST_PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// Waits until `done` gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`], with `what`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Site {
+    /// A fresh place. Nothing runs yet: the first command that needs a broker starts it.
+    #[must_use]
+    pub fn new() -> Site {
+        // Short, since Unix socket paths are limited to 107 bytes.
+        let dir = tempfile::Builder::new().prefix("pf-").tempdir().expect("a temporary folder");
+        Site { dir }
+    }
+
+    /// The root of its folders.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command of `pf` in this place, not yet run.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(pf_binary());
+        command.args(args).current_dir(self.path()).env_clear();
+        for kept in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(kept) {
+                command.env(kept, value);
+            }
+        }
+        command.env("HOME", self.path()).env("PILOTFISH_DIR", self.path().join("root"));
+        command.env("PILOTFISH_PYTHON", python()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `pf` to its end.
+    #[must_use]
+    pub fn pf(&self, args: &[&str]) -> Ran {
+        Ran::new(&self.command(args).output().expect("pf can be started"))
+    }
+
+    /// Runs `pf` with `input` on standard input.
+    #[must_use]
+    pub fn pf_with_input(&self, args: &[&str], input: &[u8]) -> Ran {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("pf can be started");
+        let mut stdin = child.stdin.take().expect("stdin is a pipe");
+        let input = input.to_vec();
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let output = child.wait_with_output().expect("pf ends");
+        drop(writer.join());
+        Ran::new(&output)
+    }
+
+    /// Runs `pf` in the background.
+    #[must_use]
+    pub fn spawn(&self, args: &[&str]) -> Background {
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Background(command.spawn().expect("pf can be started"))
+    }
+
+    /// The process id of this place's broker.
+    #[must_use]
+    pub fn broker_pid(&self) -> Option<i32> {
+        let status = self.pf(&["broker", "status", "--json"]);
+        let pid = serde_json::from_str::<serde_json::Value>(&status.stdout).ok()?["pid"].as_i64()?;
+        i32::try_from(pid).ok()
+    }
+
+    /// Pids of all processes that were started from this place, by their environment.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(i32, String)> {
+        let mark = format!("PILOTFISH_DIR={}", self.path().join("root").display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
+            if read("environ").split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
+                let words: Vec<String> =
+                    read("cmdline").split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+                found.push((pid, words.join(" ")));
+            }
+        }
+        found
+    }
+
+    /// Pids of this place's processes whose command line contains `words`.
+    #[must_use]
+    pub fn pids_of(&self, words: &str) -> Vec<i32> {
+        self.pids().into_iter().filter(|(_, line)| line.contains(words)).map(|(pid, _)| pid).collect()
+    }
+}
+
+/// Sends SIGKILL.
+pub fn kill_hard(pid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if self.path().join("root").exists() {
+            let _ = self.pf(&["broker", "stop", "--kill"]);
+        }
+        // What a test has torn apart by force does not end by itself.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(10) {
+            let left = self.pids();
+            if left.is_empty() {
+                break;
+            }
+            if began.elapsed() > Duration::from_secs(3) {
+                left.iter().for_each(|(pid, _)| kill_hard(*pid));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A `pf` that runs in the background; killed when dropped.
+pub struct Background(Child);
+
+impl Background {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    /// Waits for its end.
+    #[must_use]
+    pub fn end(mut self) -> Ran {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let out = self.0.stdout.take();
+        let reader = std::thread::spawn(move || out.map(|mut o| o.read_to_end(&mut stdout)).map(|_| stdout));
+        if let Some(mut err) = self.0.stderr.take() {
+            let _ = err.read_to_end(&mut stderr);
+        }
+        let status = self.0.wait().expect("pf ends");
+        let stdout = reader.join().ok().flatten().unwrap_or_default();
+        Ran::new(&Output { status, stdout, stderr })
+    }
+
+    /// Reads standard output until it contains `word`.
+    #[track_caller]
+    pub fn wait_for_output(&mut self, word: &str) -> String {
+        let mut seen = Vec::new();
+        let stdout = self.0.stdout.as_mut().expect("stdout is a pipe");
+        let mut byte = [0u8; 1];
+        while !String::from_utf8_lossy(&seen).contains(word) {
+            match stdout.read(&mut byte) {
+                Ok(1) => seen.push(byte[0]),
+                _ => panic!("output ended without {word:?}: {}", String::from_utf8_lossy(&seen)),
+            }
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal);
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
