@@ -1,0 +1,73 @@
+//! Every named maximum and interval of manager and pilot, with its reason. What travels has its limits in `pf-protocol`.
+
+use pf_protocol::Micros;
+
+const SECOND: Micros = 1_000_000;
+
+/// A round of dialling is given up after this: TCP and CURVE have 15 s each at the worst, HELLO is repeated every 5 s.
+pub const DIAL_ROUND_US: Micros = 20 * SECOND;
+
+/// First pause between rounds; doubles up to [`DIAL_PAUSE_US_MAX`], spread by ±50 %.
+pub const DIAL_PAUSE_US_MIN: Micros = SECOND / 5;
+
+/// Longest pause between rounds: each one reads the ticket on the shared file system, from every node.
+pub const DIAL_PAUSE_US_MAX: Micros = 10 * SECOND;
+
+/// From SIGTERM to SIGKILL of a task: enough to write a checkpoint note, short beside any time limit.
+pub const KILL_GRACE_US: Micros = 5 * SECOND;
+
+/// The warn signal comes this long before the time limit, as the job's documentation promises.
+pub const WARN_BEFORE_US: Micros = 10 * SECOND;
+
+/// A task in a worker's pipe that was to be skipped and is at its head gets this long to be answered before it is killed: the skip
+/// may still be on its way.
+pub const SKIP_GRACE_US: Micros = SECOND / 10;
+
+/// Estimated work that may wait in front of one worker: covers the way to the manager and back, and is nothing to a person.
+pub const PIPE_US_MAX: Micros = 5_000;
+
+/// Tasks that may wait in front of one worker: bounds what a dead worker gives back.
+pub const PIPE_TASKS_MAX: usize = 256;
+
+/// Bytes that may wait in front of one worker, so that socket buffers and memory stay small.
+pub const PIPE_BYTES_MAX: usize = 1 << 20;
+
+/// Starts of a worker of one kind that may fail in a row; then its tasks are refused without a try for [`WORKER_REST_US`].
+pub const WORKER_START_FAILURES_MAX: u32 = 3;
+
+/// How long a kind of worker that does not start is left alone: long enough not to storm the file system, short enough that
+/// an environment that was mended is found again.
+pub const WORKER_REST_US: Micros = 10 * SECOND;
+
+/// A worker that has not said HELLO by then is killed: importing Python from a cold parallel file system takes a minute at the worst.
+pub const WORKER_START_US_MAX: Micros = 180 * SECOND;
+
+/// Idle workers for each core that are kept warm; the longest idle ones end first.
+pub const IDLE_WORKERS_PER_CORE: usize = 2;
+
+/// Times that a task is given to another worker because the one before died without having told its end.
+pub const WORKER_REQUEUES_MAX: u8 = 3;
+
+/// Load reports are for people: one in this time, if something changed.
+pub const LOAD_EVERY_US: Micros = 2 * SECOND;
+
+/// Outcomes that wait for a confirmation this long while the relay is silent are spooled.
+pub const SPOOL_AFTER_US: Micros = 30 * SECOND;
+
+/// At the end, confirmations are waited for this long before what is left is spooled.
+pub const CONFIRM_WAIT_US: Micros = 3 * SECOND;
+
+/// Part of the walltime kept for the end (start nothing, warn, kill, spool): a tenth, within these bounds.
+pub const WALLTIME_RESERVE_US: (Micros, Micros) = (SECOND, 30 * SECOND);
+
+/// Attempts in one page of an inventory: about 30 bytes each, far below the frame limit.
+pub const INVENTORY_PAGE: usize = 50_000;
+
+/// Attempts that a manager holds at all. A relay keeps far below this; beyond it, it is broken and is refused.
+pub const ATTEMPTS_MAX: usize = 500_000;
+
+/// Managers are told to end this long before their pilot's batch job does: they need it to kill and to spool.
+pub const PILOT_RESERVE_US: Micros = SECOND / 2;
+
+/// Managers that were told to end get this long beyond their grace before the pilot kills them.
+pub const MANAGER_END_US: Micros = 15 * SECOND;

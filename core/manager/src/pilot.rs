@@ -1,0 +1,386 @@
+//! The pilot: starts one manager on each node of its block once the relay knows the block, watches them and the clock, and ends when they have.
+
+use crate::dial::{Dial, DialEffect};
+use crate::limits::{MANAGER_END_US, PILOT_RESERVE_US};
+use bytes::Bytes;
+use pf_link::{Event, Timing};
+use pf_protocol::message::{Drain, Hello, Message, PilotReport, Refuse, VERSION_MAX, VERSION_MIN, Who};
+use pf_protocol::{BlockId, Epoch, Micros};
+use std::collections::BTreeMap;
+
+/// What a pilot is born with.
+#[derive(Debug, Clone)]
+pub struct PilotConfig {
+    /// Its block.
+    pub block: BlockId,
+    /// Random for each process.
+    pub incarnation: u64,
+    /// The scheduler's id of the batch job, if the environment says it.
+    pub scheduler_id: Option<String>,
+    /// Names of the nodes; a manager is started on each.
+    pub nodes: Vec<String>,
+    /// When the block's walltime is over, on this host's clock.
+    pub walltime_end: Micros,
+    /// This host, for people.
+    pub host: String,
+    /// This process, for people.
+    pub pid: u32,
+    /// This host's wall clock, Unix milliseconds, for people.
+    pub clock_ms: u64,
+    /// The ticket's epoch: a relay of a lower one is not listened to.
+    pub epoch_seen: Epoch,
+    /// Intervals until the relay says others.
+    pub timing: Timing,
+}
+
+/// What happens to a pilot.
+#[derive(Debug, Clone)]
+pub enum PilotInput {
+    /// The process begins to run. Once, first.
+    Start,
+    /// Answer to [`PilotEffect::Dial`]: these connections are being tried.
+    Dialled {
+        /// They are followed by [`PilotInput::Connected`] or [`PilotInput::ConnClosed`].
+        conns: Vec<u64>,
+    },
+    /// A connection to the relay is there.
+    Connected {
+        /// Connection.
+        conn: u64,
+    },
+    /// A frame came.
+    Frame {
+        /// Connection.
+        conn: u64,
+        /// The frame.
+        bytes: Bytes,
+    },
+    /// A connection is gone, or could not be made.
+    ConnClosed {
+        /// Connection.
+        conn: u64,
+    },
+    /// The time of the last [`PilotEffect::SetTimer`] has come.
+    Timer,
+    /// The process stood still for this long.
+    ClockGap {
+        /// How long, microseconds.
+        gap_us: u64,
+    },
+    /// The manager of a node ended, or could not be started.
+    ManagerEnded {
+        /// The node's place in the block.
+        node: u16,
+        /// How, for people: `exit 1`, `signal 9`.
+        how: String,
+        /// Whether it ended as it should, with exit code 0.
+        ok: bool,
+    },
+    /// The process was told to end by its host.
+    Stop {
+        /// Why, for people.
+        reason: String,
+        /// Running tasks are killed after this long, milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// What a pilot wants done.
+#[derive(Debug, Clone)]
+pub enum PilotEffect {
+    /// Read the ticket again and dial all its addresses; answer with [`PilotInput::Dialled`].
+    Dial,
+    /// Send.
+    Frame {
+        /// Connection.
+        conn: u64,
+        /// The frame.
+        bytes: Bytes,
+    },
+    /// Close; no [`PilotInput::ConnClosed`] is needed.
+    CloseConn {
+        /// Connection.
+        conn: u64,
+    },
+    /// Call with [`PilotInput::Timer`] at this time; replaces the last.
+    SetTimer {
+        /// When; None: not at all.
+        at: Option<Micros>,
+    },
+    /// Start a manager on each node; answer with [`PilotInput::ManagerEnded`] for each, whenever it ends.
+    StartManagers,
+    /// Send a signal to the managers that run (SIGTERM asks them to drain).
+    SignalManagers {
+        /// Signal number.
+        signal: i32,
+    },
+    /// A line for the pilot's log.
+    Log {
+        /// The line.
+        text: String,
+    },
+    /// Nothing is left to do: flush the sockets and end the process.
+    Exit {
+        /// 0: all is well. 1: managers failed. 2: the relay did not want this pilot. 3: no relay was reached before the walltime was over.
+        code: i32,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Exit code of a pilot whose managers failed.
+const EXIT_MANAGERS_FAILED: i32 = 1;
+/// Exit code of a pilot that the relay did not want.
+const EXIT_REFUSED: i32 = 2;
+/// Exit code of a pilot that never reached its relay.
+const EXIT_NO_RELAY: i32 = 3;
+const SIGTERM: i32 = 15;
+const SIGKILL: i32 = 9;
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// Has not been welcomed: nothing is started.
+    Unclaimed,
+    Running,
+    /// Managers were told to end; those that are left are killed at this time.
+    Ending {
+        kill_at: Micros,
+        killed: bool,
+    },
+    Over,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct PilotCore {
+    config: PilotConfig,
+    dial: Dial,
+    state: State,
+    epoch: Epoch,
+    /// Managers that have ended, and how.
+    ended: BTreeMap<u16, (String, bool)>,
+    armed: Option<Micros>,
+}
+
+impl PilotCore {
+    /// A pilot that has not begun; [`PilotInput::Start`] begins it.
+    #[must_use]
+    pub fn new(config: PilotConfig) -> Self {
+        let hello = Hello {
+            who: Who::Pilot {
+                block: config.block,
+                incarnation: config.incarnation,
+                scheduler_id: config.scheduler_id.clone(),
+                nodes: config.nodes.clone(),
+                walltime_left_ms: 0,
+            },
+            incarnation: config.incarnation,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            epoch_seen: config.epoch_seen,
+            host: config.host.clone(),
+            pid: config.pid,
+            clock_ms: config.clock_ms,
+        };
+        let dial = Dial::new(hello, config.timing);
+        let epoch = config.epoch_seen;
+        PilotCore { config, dial, state: State::Unclaimed, epoch, ended: BTreeMap::new(), armed: None }
+    }
+
+    /// The only way in.
+    pub fn handle(&mut self, now: Micros, input: PilotInput, out: &mut Vec<PilotEffect>) {
+        if self.state == State::Over {
+            return;
+        }
+        let (mut events, mut links) = (Vec::new(), Vec::new());
+        let left_ms = self.left_ms(now);
+        if let Who::Pilot { walltime_left_ms, .. } = &mut self.dial.hello_mut().who {
+            *walltime_left_ms = left_ms;
+        }
+        match input {
+            PilotInput::Start => self.dial.start(now, &mut links),
+            PilotInput::Dialled { conns } => self.dial.on_dialled(now, &conns),
+            PilotInput::Connected { conn } => self.dial.on_connected(now, conn, &mut links),
+            PilotInput::Frame { conn, bytes } => {
+                self.dial.on_frame(now, conn, &bytes, &mut events, &mut links);
+            }
+            PilotInput::ConnClosed { conn } => self.dial.on_closed(now, conn, &mut events),
+            PilotInput::Timer => self.armed = None,
+            PilotInput::ClockGap { gap_us } => self.dial.on_clock_gap(now, gap_us),
+            PilotInput::ManagerEnded { node, how, ok } => {
+                self.on_manager_ended(now, node, how, ok, &mut links, out)
+            }
+            PilotInput::Stop { reason, grace_ms } => self.end(now, &reason, grace_ms * 1_000, out),
+        }
+        self.dial.on_timer(now, &mut events, &mut links);
+        for event in events {
+            self.on_event(now, event, &mut links, out);
+        }
+        self.watch_the_clock(now, out);
+        self.leave_when_done(now, &mut links, out);
+        out.extend(links.into_iter().map(|effect| match effect {
+            DialEffect::Dial => PilotEffect::Dial,
+            DialEffect::Frame { conn, bytes } => PilotEffect::Frame { conn, bytes },
+            DialEffect::Close { conn } => PilotEffect::CloseConn { conn },
+        }));
+        // An exit is the last thing that is carried out.
+        if let Some(at) = out.iter().position(|e| matches!(e, PilotEffect::Exit { .. })) {
+            let exit = out.remove(at);
+            out.push(exit);
+        } else {
+            self.arm(now, out);
+        }
+    }
+
+    /// What must always hold.
+    pub fn check(&self) {
+        assert!(self.ended.len() <= self.config.nodes.len(), "a manager ended twice");
+        if self.state == State::Unclaimed {
+            assert!(self.ended.is_empty(), "managers ran in a block that nobody claimed");
+        }
+    }
+
+    fn left_ms(&self, now: Micros) -> u64 {
+        self.config.walltime_end.saturating_sub(now) / 1_000
+    }
+
+    fn on_event(
+        &mut self,
+        now: Micros,
+        event: Event,
+        links: &mut Vec<DialEffect>,
+        out: &mut Vec<PilotEffect>,
+    ) {
+        match event {
+            Event::Up { welcome, .. } => {
+                self.epoch = welcome.epoch;
+                if self.state == State::Unclaimed {
+                    self.state = State::Running;
+                    out.push(PilotEffect::Log {
+                        text: format!("claimed by relay epoch {}", welcome.epoch.0),
+                    });
+                    out.push(PilotEffect::StartManagers);
+                }
+                self.report(now, links);
+            }
+            Event::Refused { refuse, .. } => self.on_refused(now, &refuse, out),
+            Event::Message { message: Message::Drain(Drain { epoch, reason, grace_ms }), .. } => {
+                if epoch >= self.epoch {
+                    // The managers have their own Drain from the relay; the signal reaches those that are cut off.
+                    self.end(now, &reason, grace_ms * 1_000, out);
+                }
+            }
+            Event::Down { reason, .. } => {
+                out.push(PilotEffect::Log { text: format!("the link to the relay is down: {reason}") });
+            }
+            Event::Hello { .. } | Event::Message { .. } => {}
+        }
+    }
+
+    fn on_refused(&mut self, now: Micros, refuse: &Refuse, out: &mut Vec<PilotEffect>) {
+        let text = format!("the relay refused this pilot: {} ({})", refuse.message, refuse.code);
+        if refuse.retry {
+            out.push(PilotEffect::Log { text });
+        } else if self.state == State::Unclaimed {
+            self.state = State::Over;
+            out.push(PilotEffect::Exit { code: EXIT_REFUSED, reason: text });
+        } else if matches!(refuse.code.as_str(), "claimed" | "ended") {
+            self.end(now, &text, 0, out);
+        } else {
+            out.push(PilotEffect::Log { text });
+        }
+    }
+
+    fn on_manager_ended(
+        &mut self,
+        now: Micros,
+        node: u16,
+        how: String,
+        ok: bool,
+        links: &mut Vec<DialEffect>,
+        out: &mut Vec<PilotEffect>,
+    ) {
+        if usize::from(node) >= self.config.nodes.len() {
+            return;
+        }
+        out.push(PilotEffect::Log { text: format!("manager {node} ended: {how}") });
+        self.ended.insert(node, (how, ok));
+        self.report(now, links);
+    }
+
+    fn report(&mut self, now: Micros, links: &mut Vec<DialEffect>) {
+        let ended = self.ended.iter().map(|(node, (how, _))| (*node, how.clone())).collect();
+        self.dial.send(now, PilotReport { walltime_left_ms: self.left_ms(now), ended }.into(), links);
+    }
+
+    /// Tells the managers to end.
+    fn end(&mut self, now: Micros, reason: &str, grace_us: Micros, out: &mut Vec<PilotEffect>) {
+        match self.state {
+            State::Unclaimed => {
+                self.state = State::Over;
+                out.push(PilotEffect::Exit { code: 0, reason: reason.into() });
+            }
+            State::Running => {
+                let kill_at = (now + grace_us + MANAGER_END_US).min(self.last_call());
+                self.state = State::Ending { kill_at, killed: false };
+                out.push(PilotEffect::Log { text: format!("ending: {reason}") });
+                out.push(PilotEffect::SignalManagers { signal: SIGTERM });
+            }
+            State::Ending { .. } | State::Over => {}
+        }
+    }
+
+    /// When even a manager that hangs must go, so that the pilot can still report.
+    fn last_call(&self) -> Micros {
+        self.config.walltime_end.saturating_sub(PILOT_RESERVE_US)
+    }
+
+    fn watch_the_clock(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
+        let last_call = self.last_call();
+        match &mut self.state {
+            State::Unclaimed if now >= last_call => {
+                self.state = State::Over;
+                let reason = "no relay was reached before the walltime was over".into();
+                out.push(PilotEffect::Exit { code: EXIT_NO_RELAY, reason });
+            }
+            // Managers watch the walltime themselves; this is for those that hang.
+            State::Running if now >= last_call => {
+                self.state = State::Ending { kill_at: now, killed: true };
+                out.push(PilotEffect::Log { text: "the walltime is over: managers are killed".into() });
+                out.push(PilotEffect::SignalManagers { signal: SIGKILL });
+            }
+            State::Ending { kill_at, killed } if now >= *kill_at && !*killed => {
+                *killed = true;
+                out.push(PilotEffect::SignalManagers { signal: SIGKILL });
+            }
+            _ => {}
+        }
+    }
+
+    fn leave_when_done(&mut self, now: Micros, links: &mut Vec<DialEffect>, out: &mut Vec<PilotEffect>) {
+        if matches!(self.state, State::Unclaimed | State::Over) || self.ended.len() < self.config.nodes.len()
+        {
+            return;
+        }
+        let asked = matches!(self.state, State::Ending { .. });
+        let failed = self.ended.values().filter(|(_, ok)| !ok).count();
+        let code = if failed > 0 && !asked { EXIT_MANAGERS_FAILED } else { 0 };
+        let reason = format!("all managers ended, {failed} of {} not well", self.ended.len());
+        self.state = State::Over;
+        self.dial.bye(now, &reason, links);
+        out.push(PilotEffect::Exit { code, reason });
+    }
+
+    fn arm(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
+        let own = match self.state {
+            State::Unclaimed | State::Running => Some(self.last_call()),
+            State::Ending { kill_at, killed: false } => Some(kill_at),
+            State::Ending { .. } | State::Over => None,
+        };
+        let next = [own, self.dial.next_deadline()].into_iter().flatten().min();
+        if next.is_some_and(|at| self.armed.is_none_or(|armed| at < armed || armed <= now)) {
+            self.armed = next;
+            out.push(PilotEffect::SetTimer { at: next });
+        }
+    }
+}
