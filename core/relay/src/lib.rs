@@ -1,1 +1,9 @@
 //! What the relay decides: placement, scaling, recovery. Pure.
+//!
+//! [`Relay`] is one state machine, `handle(now, input, &mut effects)`: the shell (`pf-relay`) and the simulation feed it. It holds copies only: the
+//! broker's log is the truth, the managers have the running tasks, and what must survive its own end is the [`Roster`].
+
+pub mod io;
+pub mod limits;
+
+pub use io::{BlockRecord, Config, Effect, Input, Roster, Scaling, Seen, SubmitResult};

@@ -1,0 +1,340 @@
+//! What comes into the relay's core and what it wants done. The shell (`pf-relay`) and the simulation carry these.
+
+use bytes::Bytes;
+use pf_protocol::message::AnswerWhat;
+use pf_protocol::outcome::OutcomeBatch;
+use pf_protocol::report::BlockState;
+use pf_protocol::resources::NodeCapacity;
+use pf_protocol::{BlockId, Epoch, TaskId};
+use serde::{Deserialize, Serialize};
+
+/// When to ask for blocks, and how large. From the endpoint's profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scaling {
+    /// Blocks to ask for at once when the relay starts, whatever the demand.
+    pub init_blocks: u32,
+    /// Blocks to keep, whatever the demand.
+    pub min_blocks: u32,
+    /// Blocks at the most.
+    pub max_blocks: u32,
+    /// Nodes of a block.
+    pub nodes_per_block: u32,
+    /// Walltime of a block, milliseconds.
+    pub walltime_ms: u64,
+    /// A block without any task for this long is given back. Milliseconds.
+    pub idle_ms: u64,
+    /// Queue or partition.
+    pub queue: Option<String>,
+    /// Account to charge.
+    pub account: Option<String>,
+    /// What a node offers, where the profile says so: else the first manager tells.
+    pub node: Option<NodeCapacity>,
+    /// Blocks that die young in a row after which the endpoint pauses itself.
+    pub failures_max: u32,
+    /// Pause after the first failure, milliseconds; doubles with each.
+    pub backoff_ms: u64,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Scaling {
+            init_blocks: 0,
+            min_blocks: 0,
+            max_blocks: 1,
+            nodes_per_block: 1,
+            walltime_ms: 24 * 3_600_000,
+            idle_ms: 120_000,
+            queue: None,
+            account: None,
+            node: None,
+            failures_max: 10,
+            backoff_ms: 1_000,
+        }
+    }
+}
+
+/// All that the core must be told at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the endpoint.
+    pub endpoint: String,
+    /// Host on which the relay runs, for people.
+    pub host: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Random for each process: names the incarnation, seeds sessions and jitter.
+    pub incarnation: u64,
+    /// Take the endpoint from a relay that is still heard.
+    pub takeover: bool,
+    /// Unix milliseconds at `now == 0` of the shell's clock, for the times that people read.
+    pub clock_offset_ms: u64,
+    /// How long managers of blocks that run are waited for after a restart before their tasks are given up, milliseconds.
+    /// At least twice the lease, or a task may run twice at once.
+    pub grace_ms: u64,
+    /// When to ask for blocks.
+    pub scaling: Scaling,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            endpoint: "local".into(),
+            host: String::new(),
+            pid: 0,
+            incarnation: 1,
+            takeover: false,
+            clock_offset_ms: 0,
+            grace_ms: 2 * pf_protocol::limits::LEASE_MS + crate::limits::LEASE_MARGIN_MS,
+            scaling: Scaling::default(),
+        }
+    }
+}
+
+/// What survives a restart of the relay. Written whole, atomically, by the shell.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roster {
+    /// Counts writes.
+    pub version: u64,
+    /// The next block's number.
+    pub next_block: u64,
+    /// Blocks that died young, in a row.
+    pub failures: u32,
+    /// Why the endpoint pauses itself, or who paused it.
+    pub paused: Option<String>,
+    /// Largest node that was seen.
+    pub largest_node: Option<NodeCapacity>,
+    /// Blocks that are not over, and the last few that are.
+    pub blocks: Vec<BlockRecord>,
+}
+
+/// One block, as the roster keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockRecord {
+    /// Its number.
+    pub block: BlockId,
+    /// How often it was requeued.
+    pub incarnation: u32,
+    /// The unique name under which it is submitted.
+    pub name: String,
+    /// The scheduler's id, once known.
+    pub scheduler_id: Option<String>,
+    /// Nodes.
+    pub nodes: u32,
+    /// Walltime asked for, milliseconds.
+    pub walltime_ms: u64,
+    /// Queue or partition.
+    pub queue: Option<String>,
+    /// Account to charge.
+    pub account: Option<String>,
+    /// Last known state.
+    pub state: BlockState,
+}
+
+/// What a status query said of one block.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// The scheduler's id.
+    pub scheduler_id: String,
+    /// The unique name.
+    pub name: String,
+    /// State.
+    pub state: BlockState,
+    /// Walltime left, milliseconds.
+    pub walltime_left_ms: Option<u64>,
+}
+
+/// How a submit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubmitResult {
+    /// The scheduler's id.
+    Accepted(String),
+    /// The scheduler refuses for now: wait, no failure.
+    Later(String),
+    /// Refused, with the scheduler's words.
+    Refused(String),
+    /// Timeout or the like: it may have been taken. Status will tell, by name.
+    Unclear(String),
+}
+
+/// What happens to the relay.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The process begins. First input.
+    Start,
+    /// A connection to the broker is there.
+    BrokerConnected {
+        /// Connection.
+        conn: u64,
+    },
+    /// A manager or pilot connected with the key of `block`.
+    Accepted {
+        /// Connection.
+        conn: u64,
+        /// Whose key it proved to have.
+        block: BlockId,
+    },
+    /// Bytes from a connection.
+    Frame {
+        /// Connection.
+        conn: u64,
+        /// One frame.
+        bytes: Bytes,
+    },
+    /// A connection is gone.
+    ConnClosed {
+        /// Connection.
+        conn: u64,
+    },
+    /// The time of [`Effect::SetTimer`] has come.
+    Timer,
+    /// The end of a turn of the shell: what was gathered is sent. Without it the core asks for a timer at once.
+    Flush,
+    /// The process stood still for this long: silence is not held against anybody.
+    ClockGap {
+        /// Microseconds.
+        gap_us: u64,
+    },
+    /// The roster of this version, or a later one, is on disk.
+    RosterSaved {
+        /// Version.
+        version: u64,
+    },
+    /// The roster cannot be written.
+    RosterFailed {
+        /// Why.
+        error: String,
+    },
+    /// Answer to [`Effect::Submit`].
+    Submitted {
+        /// The block.
+        block: BlockId,
+        /// How it went.
+        result: SubmitResult,
+    },
+    /// Answer to [`Effect::QueryBlocks`].
+    Blocks {
+        /// What the scheduler lists; or why nothing is known.
+        seen: Result<Vec<Seen>, String>,
+    },
+    /// Answer to [`Effect::CancelBlock`].
+    BlockCancelled {
+        /// The block.
+        block: BlockId,
+        /// Or why not.
+        result: Result<(), String>,
+    },
+    /// Answer to [`Effect::ReadSpools`].
+    SpoolsRead {
+        /// The block.
+        block: BlockId,
+        /// Outcomes found in its folder.
+        result: Result<Vec<OutcomeBatch>, String>,
+    },
+    /// Tail of a block's log, read along with the spools of a block that ended.
+    BlockLog {
+        /// The block.
+        block: BlockId,
+        /// Text.
+        tail: String,
+    },
+    /// Answer to [`Effect::ReadLog`] and [`Effect::ReadBlockLog`].
+    LogRead {
+        /// The question's number.
+        ask: u64,
+        /// What goes back to the asker.
+        what: AnswerWhat,
+    },
+    /// Give back what has not started, end all blocks, exit. (`pf endpoint stop`, the end of `pf run`.)
+    Stop {
+        /// Do not wait for running tasks.
+        kill: bool,
+    },
+}
+
+/// What the relay wants done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Send these bytes.
+    Frame {
+        /// Connection.
+        conn: u64,
+        /// One frame.
+        bytes: Bytes,
+    },
+    /// Close the connection.
+    CloseConn {
+        /// Connection.
+        conn: u64,
+    },
+    /// Call with [`Input::Timer`] at this time; replaces the one before.
+    SetTimer {
+        /// When.
+        at: u64,
+    },
+    /// Write the roster, then say [`Input::RosterSaved`].
+    SaveRoster {
+        /// All of it.
+        roster: Roster,
+    },
+    /// The relay has a (new) epoch: tickets of blocks that are not over are written anew with it and with the relay's addresses.
+    RefreshTickets {
+        /// The epoch.
+        epoch: Epoch,
+        /// The endpoint's number.
+        endpoint: pf_protocol::EndpointId,
+        /// The blocks.
+        blocks: Vec<BlockRecord>,
+    },
+    /// Make the block's folder, key and ticket, and submit it. Its intent is on disk.
+    Submit {
+        /// The block.
+        record: BlockRecord,
+    },
+    /// Ask the scheduler for the state of these.
+    QueryBlocks {
+        /// The blocks.
+        blocks: Vec<BlockRecord>,
+    },
+    /// End this block.
+    CancelBlock {
+        /// The block.
+        record: BlockRecord,
+    },
+    /// The block is over: its key is worth nothing from now on.
+    BlockOver {
+        /// The block.
+        record: BlockRecord,
+    },
+    /// Read what managers spooled into the block's folder, and the tail of its log.
+    ReadSpools {
+        /// The block.
+        record: BlockRecord,
+    },
+    /// Read a task's output.
+    ReadLog {
+        /// Names the question.
+        ask: u64,
+        /// The task.
+        task: TaskId,
+        /// Where to begin.
+        from: u64,
+        /// Whether the task may still write.
+        live: bool,
+    },
+    /// Read a block's log.
+    ReadBlockLog {
+        /// Names the question.
+        ask: u64,
+        /// The block.
+        record: BlockRecord,
+    },
+    /// The relay's work is over: end the process (or this node of it).
+    Exit {
+        /// Why, for people.
+        reason: String,
+        /// Whether that is what was asked for.
+        ok: bool,
+    },
+}
