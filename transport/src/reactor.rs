@@ -252,3 +252,100 @@ fn raw(fd: std::os::fd::BorrowedFd<'_>) -> std::os::fd::RawFd {
     use std::os::fd::AsRawFd;
     fd.as_raw_fd()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::allow::AllowList;
+    use crate::keys::KeyPair;
+    use crate::node::{CloseReason, Ports};
+
+    /// Sends in which order things reach it.
+    struct Diary(Sender<String>);
+
+    impl Node for Diary {
+        fn on_frame(&mut self, _: u64, _: Conn, _: Bytes, _: &mut Outbox) {}
+
+        fn on_start(&mut self, _: u64, out: &mut Outbox) {
+            out.set_timer(1_000);
+        }
+
+        fn on_timer(&mut self, now: u64, out: &mut Outbox) {
+            self.0.send(format!("timer at {now}")).unwrap();
+            out.stop();
+        }
+
+        fn on_clock_gap(&mut self, now: u64, gap_us: u64, _: &mut Outbox) {
+            self.0.send(format!("gap of {gap_us} at {now}")).unwrap();
+        }
+
+        fn on_turn_end(&mut self, _: u64, _: &mut Outbox) {
+            self.0.send("end".to_string()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_gap_is_told_before_the_timers_that_waited() {
+        // The clock stands at 0 until the node was started and has its timer, then a minute is gone.
+        let reads = Arc::new(AtomicU64::new(0));
+        let clock = move || if reads.fetch_add(1, Ordering::SeqCst) < 4 { 0 } else { 60_000_000 };
+        let mut reactor = Reactor::with_clock(Box::new(clock)).unwrap();
+        let (send, diary) = channel();
+        reactor.add(Box::new(Diary(send)));
+        reactor.run().unwrap();
+        let told: Vec<String> = diary.try_iter().collect();
+        assert_eq!(told, ["gap of 59999000 at 60000000", "timer at 60000000", "end"]);
+    }
+
+    /// Floods whoever connects.
+    struct Flood(Sender<CloseReason>);
+
+    impl Node for Flood {
+        fn on_frame(&mut self, _: u64, conn: Conn, _: Bytes, out: &mut Outbox) {
+            let frame = Bytes::from(vec![0u8; 64 << 10]);
+            for _ in 0..2_000 {
+                out.send(conn, frame.clone());
+            }
+        }
+
+        fn on_closed(&mut self, _: u64, _: Conn, reason: CloseReason, out: &mut Outbox) {
+            self.0.send(reason).unwrap();
+            out.stop();
+        }
+    }
+
+    #[test]
+    fn a_peer_that_never_reads_is_closed_with_the_reason() {
+        let (keys, mine, allow) =
+            (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), AllowList::new());
+        allow.insert(mine.public, 0);
+        let mut reactor = Reactor::new().unwrap();
+        reactor.out.hwm_frames = 10;
+        let (send, closed) = channel();
+        let node = reactor.add(Box::new(Flood(send)));
+        let spec =
+            ListenSpec { hosts: vec!["127.0.0.1".into()], ports: Ports::any(), keys: keys.clone(), allow };
+        let address = reactor.listen(node, spec).unwrap().remove(0);
+        let running = std::thread::spawn(move || reactor.run());
+
+        let context = zmq::Context::new();
+        let deaf = context.socket(zmq::DEALER).unwrap();
+        deaf.set_linger(0).unwrap();
+        deaf.set_rcvhwm(10).unwrap();
+        deaf.set_curve_serverkey(&keys.public.0).unwrap();
+        deaf.set_curve_publickey(&mine.public.0).unwrap();
+        deaf.set_curve_secretkey(mine.secret_bytes()).unwrap();
+        deaf.connect(&format!("tcp://{address}")).unwrap();
+        deaf.send("flood me", 0).unwrap();
+        let reason = closed.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(reason, CloseReason::Stalled { frames: 2.. }), "{reason}");
+        running.join().unwrap().unwrap();
+    }
+}
