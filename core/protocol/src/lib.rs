@@ -10,9 +10,11 @@ pub mod job;
 pub mod limits;
 pub mod message;
 pub mod outcome;
+pub mod outlog;
 pub mod ranges;
 pub mod report;
 pub mod resources;
+pub mod spool;
 pub mod ticket;
 
 pub use ids::{
