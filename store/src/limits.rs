@@ -1,0 +1,76 @@
+//! Every size, count and time of the store, each with its reason. Read by all modules of this crate; the defaults of
+//! [`Options`](crate::Options) come from here.
+
+use std::time::Duration;
+
+/// Alignment of commit frames in the log, in bytes. The page cache writes whole 4 KiB pages and most disks have 4 KiB
+/// physical sectors behind 512-byte ones, where a torn read-modify-write can damage the neighbours. With 4 KiB the
+/// page and the sector of an acknowledged frame are never written again. 512 would save space in the file, but no I/O,
+/// and is safe only where the device promises atomic 512-byte sectors; it can be chosen in `Options`.
+pub const BLOCK_BYTES: u32 = 4096;
+
+/// Smallest block that can be chosen: one logical sector.
+pub const BLOCK_BYTES_MIN: u32 = 512;
+
+/// Largest block that can be chosen: keeps the scan for frames behind a damage fine enough.
+pub const BLOCK_BYTES_MAX: u32 = 65536;
+
+/// Size to which a log segment is preallocated, in bytes: 4,096 small commits, or 100,000 records in batches, before a
+/// new file has to be made; small enough that an idle broker costs little disk.
+pub const LOG_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// Size at which a new payload segment is begun, in bytes: payload dies by whole segments, so smaller ones free space
+/// sooner, larger ones keep the folder short.
+pub const PAYLOAD_SEGMENT_BYTES: u32 = 64 << 20;
+
+/// Step in which a payload segment is preallocated, in bytes, so that a full disk is noticed before a write.
+pub const PAYLOAD_STEP_BYTES: u64 = 4 << 20;
+
+/// Largest payload of one commit frame, in bytes: bounds the buffer that recovery must hold.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// Up to this size, in bytes, batches that wait for the same sync are joined into one frame; larger frames would waste
+/// too much at the end of a segment.
+pub const FRAME_JOIN_BYTES: usize = 1 << 20;
+
+/// Largest record, in bytes: larger things are payload.
+pub const RECORD_BYTES_MAX: usize = 4 << 20;
+
+/// Largest blob, in bytes. A blob above the size of a payload segment gets a segment of its own.
+pub const BLOB_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes that may wait for the sync thread before ordinary records and blobs are refused as `Busy`: a quarter of a
+/// second of a slow disk. Outcomes may use twice as much.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Size of the written reserve that only outcomes may use when the disk is full, in bytes: one log segment.
+pub const RESERVE_BYTES: u64 = 16 << 20;
+
+/// Free space below which ordinary records are refused, in bytes: what can be in the queue when the check comes.
+pub const LOW_WATER_BYTES: u64 = 64 << 20;
+
+/// Bytes written after which free space is looked up again, beside the look at each renewal.
+pub const SPACE_CHECK_BYTES: u64 = 8 << 20;
+
+/// How long a taker on another host must see no renewal before it takes the folder. Above the pauses of a busy shared
+/// file system, below the patience of a person.
+pub const LEASE: Duration = Duration::from_secs(15);
+
+/// How often the owner renews: several times in a lease, yet only a few operations a minute on the file system.
+pub const RENEW_EVERY: Duration = Duration::from_secs(4);
+
+/// Part of the lease, in percent, for which a verified renewal allows acknowledgements; the rest is margin for clocks
+/// that run at different speeds and for the time between the look and the act.
+pub const ACKNOWLEDGE_PERCENT: u32 = 66;
+
+/// How often a taker looks at the owner's renewals.
+pub const WATCH_EVERY: Duration = Duration::from_millis(200);
+
+/// Largest owner file that is read, in bytes: ours has about 300.
+pub const OWNER_BYTES_MAX: u64 = 4096;
+
+/// Payload files that a reader holds open. Files above it are closed and opened again.
+pub const OPEN_PAYLOAD_FILES_MAX: usize = 64;
+
+/// Tries of a backup when segments are trimmed under its hands.
+pub const BACKUP_TRIES_MAX: u32 = 5;
