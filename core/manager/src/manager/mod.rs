@@ -1,9 +1,36 @@
 //! The manager: what it holds, and the one way in.
+//!
+//! `relay` takes what comes over the link, `start` gives held attempts to free slots, `commands` and `python` take what happens to
+//! processes, `ending` watches limits, lease and walltime, `outgoing` keeps outcomes until they are confirmed.
 
+mod attempts;
+mod commands;
+mod ending;
+mod outgoing;
+mod python;
+mod relay;
+mod start;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use crate::dial::{Dial, DialEffect};
+use crate::limits::WALLTIME_RESERVE_US;
 use crate::shape::NodeShape;
+use crate::slots::{Claim, Slots};
 use crate::{Effect, Input};
+use attempts::{Attempts, State};
+use ending::Drain;
+use outgoing::Outgoing;
 use pf_link::Timing;
-use pf_protocol::{Epoch, ManagerId, Micros};
+use pf_protocol::limits::{LEASE_MS, STARTED_AFTER_MS};
+use pf_protocol::message::{Hello, VERSION_MAX, VERSION_MIN, Who};
+use pf_protocol::outcome::{ErrorDetail, Outcome, OutcomeKind, Ran};
+use pf_protocol::report::ManagerReport;
+use pf_protocol::{AttemptId, Epoch, ManagerId, Micros};
+use std::collections::VecDeque;
+use workers::Workers;
 
 /// What a manager is born with.
 #[derive(Debug, Clone)]
@@ -30,20 +57,275 @@ pub struct ManagerConfig {
 #[derive(Debug)]
 pub struct ManagerCore {
     config: ManagerConfig,
+    dial: Dial,
+    links: Vec<DialEffect>,
+    epoch: Epoch,
+    lease_us: Micros,
+    /// Whether the link was up when last looked at.
+    link_up: bool,
+    /// Since when it is down, after it was up once.
+    cut_since: Option<Micros>,
+    /// Whether everything was killed because the lease is long over.
+    lease_killed: bool,
+    attempts: Attempts,
+    slots: Slots,
+    workers: Workers,
+    outgoing: Outgoing,
+    /// Attempts that started lately, oldest first, with their start: to be reported once they have run for a while.
+    young: VecDeque<(Micros, AttemptId)>,
+    /// When a block this long should begin to end, before its walltime is over.
+    reserve_us: Micros,
+    drain: Option<Drain>,
+    /// When outcomes were last given to the spool; None: never.
+    spooling: Option<Micros>,
+    load_sent: Option<(Micros, ManagerReport)>,
+    /// Something was freed or came: `start` may find work.
+    dirty: bool,
+    armed: Option<Micros>,
+    over: bool,
 }
 
 impl ManagerCore {
-    /// A manager that has not begun; [`Input::Start`] begins it.
+    /// A manager that has not begun; [`Input::Start`] begins it. `now` is when its block's walltime began to run for it.
     #[must_use]
-    pub fn new(config: ManagerConfig) -> Self {
-        ManagerCore { config }
+    pub fn new(config: ManagerConfig, now: Micros) -> Self {
+        let hello = Hello {
+            who: Who::Manager {
+                manager: config.manager,
+                node: config.node.clone(),
+                capacity: config.shape.capacity(),
+                walltime_left_ms: 0,
+            },
+            incarnation: config.manager.incarnation,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            epoch_seen: config.epoch_seen,
+            host: config.node.clone(),
+            pid: config.pid,
+            clock_ms: config.clock_ms,
+        };
+        let (least, most) = WALLTIME_RESERVE_US;
+        ManagerCore {
+            dial: Dial::new(hello, config.timing),
+            links: Vec::new(),
+            epoch: config.epoch_seen,
+            lease_us: LEASE_MS * 1_000,
+            link_up: false,
+            cut_since: None,
+            lease_killed: false,
+            attempts: Attempts::default(),
+            slots: Slots::new(&config.shape),
+            workers: Workers::default(),
+            outgoing: Outgoing::new(config.manager, config.node.clone()),
+            young: VecDeque::new(),
+            reserve_us: (config.walltime_end.saturating_sub(now) / 10).clamp(least, most),
+            drain: None,
+            spooling: None,
+            load_sent: None,
+            dirty: false,
+            armed: None,
+            over: false,
+            config,
+        }
     }
 
     /// The only way in.
     pub fn handle(&mut self, now: Micros, input: Input, out: &mut Vec<Effect>) {
-        let _ = (now, input, out, &self.config);
+        if self.over {
+            return;
+        }
+        let turn_end = matches!(input, Input::TurnEnd);
+        self.take(now, input, out);
+        self.see_link(now);
+        self.fill(now, out);
+        self.give_back_if_draining(now);
+        if turn_end {
+            self.flush(now);
+        }
+        self.leave_if_drained(now, out);
+        out.extend(self.links.drain(..).map(|effect| match effect {
+            DialEffect::Dial => Effect::Dial,
+            DialEffect::Frame { conn, bytes } => Effect::Frame { conn, bytes },
+            DialEffect::Close { conn } => Effect::CloseConn { conn },
+        }));
+        if self.over {
+            // An exit is the last thing that is carried out.
+            if let Some(at) = out.iter().position(|e| matches!(e, Effect::Exit { .. })) {
+                let exit = out.remove(at);
+                out.push(exit);
+            }
+        } else {
+            self.arm(now, out);
+        }
     }
 
-    /// What must always hold; panics by name.
-    pub fn check(&self) {}
+    fn take(&mut self, now: Micros, input: Input, out: &mut Vec<Effect>) {
+        let mut events = Vec::new();
+        match input {
+            Input::Start => self.dial.start(now, &mut self.links),
+            Input::Dialled { conns } => self.dial.on_dialled(now, &conns),
+            Input::Connected { conn } => {
+                self.tell_walltime(now);
+                self.dial.on_connected(now, conn, &mut self.links);
+            }
+            Input::Frame { conn, bytes } => {
+                self.dial.on_frame(now, conn, &bytes, &mut events, &mut self.links);
+            }
+            Input::ConnClosed { conn } => self.dial.on_closed(now, conn, &mut events),
+            Input::Timer => {
+                self.armed = None;
+                self.tell_walltime(now);
+                self.dial.on_timer(now, &mut events, &mut self.links);
+                self.on_time(now, out);
+            }
+            Input::TurnEnd => {}
+            Input::ClockGap { gap_us } => {
+                self.dial.on_clock_gap(now, gap_us);
+                self.cut_since = self.cut_since.map(|since| since + gap_us);
+            }
+            Input::CommandStarted { attempt } => self.on_command_started(now, attempt, out),
+            Input::CommandNotStarted { attempt, error } => self.on_command_not_started(now, attempt, error),
+            Input::CommandEnded { attempt, end } => self.on_command_ended(now, attempt, end),
+            Input::WorkerUp { worker } => self.on_worker_up(now, worker),
+            Input::WorkerAnswers { worker, answers } => self.on_worker_answers(now, worker, answers, out),
+            Input::WorkerGone { worker, end } => self.on_worker_gone(now, worker, end),
+            Input::Spooled { upto, ok } => self.on_spooled(now, upto, ok, out),
+            Input::Stop { reason, grace_ms } => self.begin_drain(now, reason, grace_ms * 1_000, out),
+        }
+        for event in events {
+            self.on_link_event(now, event, out);
+        }
+    }
+
+    /// What must always hold; panics by name. For tests and the simulation.
+    pub fn check(&self) {
+        self.attempts.check();
+        self.workers.check();
+        self.outgoing.check();
+        let claims = self.attempts.all.values().filter_map(|a| match &a.state {
+            State::Starting { claim } | State::Running { claim, .. } => Some(claim),
+            _ => None,
+        });
+        let seats = self.workers.all.values().filter(|w| w.seated).map(|w| &w.seat);
+        self.slots.check(claims.chain(seats));
+        for (id, attempt) in &self.attempts.all {
+            if let State::Piped { worker, seq } | State::Head { worker, seq, .. } = attempt.state {
+                let pipe = &self.workers.all[&worker].pipe;
+                let found = pipe.iter().position(|p| p.attempt == *id && p.seq == seq);
+                let at = found.unwrap_or_else(|| panic!("attempt {id} is not in the pipe of worker {worker}"));
+                assert!(at == 0 || attempt.state.running_since().is_none(), "two tasks run in worker {worker}");
+            }
+        }
+        let piped: usize = self.workers.all.values().map(|w| w.pipe.len()).sum();
+        let in_pipes = |s: &State| matches!(s, State::Piped { .. } | State::Head { .. });
+        assert_eq!(piped, self.attempts.all.values().filter(|a| in_pipes(&a.state)).count(), "pipes and attempts agree");
+    }
+
+    /// Attempts that are here and have no outcome yet: `(not started, running)`. For tests and the simulation.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let held = self.attempts.all.values().filter(|a| a.state.has_not_started()).count();
+        (held, self.attempts.all.len() - held)
+    }
+
+    /// Whether every outcome was confirmed. For tests and the simulation.
+    #[must_use]
+    pub fn all_confirmed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    fn tell_walltime(&mut self, now: Micros) {
+        let left_ms = self.config.walltime_end.saturating_sub(now) / 1_000;
+        if let Who::Manager { walltime_left_ms, .. } = &mut self.dial.hello_mut().who {
+            *walltime_left_ms = left_ms;
+        }
+    }
+
+    /// Ends an attempt with an outcome, and frees nothing: the caller has done that.
+    fn end_attempt(&mut self, id: AttemptId, end: AttemptEnd, value: &[u8]) {
+        let Some(attempt) = self.attempts.remove(id) else { return };
+        if attempt.ending == Some(attempts::Ending::Dropped) {
+            return;
+        }
+        let outcome = Outcome {
+            job: attempt.job,
+            index: attempt.index,
+            attempt: id,
+            kind: end.kind,
+            ran: end.ran,
+            held_us: end.started.saturating_sub(attempt.arrived),
+            ran_us: end.ran_us,
+            value_len: 0,
+            error: end.error,
+            usage: end.usage,
+        };
+        self.outgoing.push(outcome, value);
+    }
+
+    /// Ends an attempt that provably did not start.
+    fn end_not_started(&mut self, now: Micros, id: AttemptId, kind: OutcomeKind, error: ErrorDetail) {
+        let end = AttemptEnd { ran: Ran::No, error: Some(Box::new(error)), ..AttemptEnd::new(kind, now, 0) };
+        self.end_attempt(id, end, b"");
+    }
+
+    fn free(&mut self, claim: &Claim) {
+        self.slots.free(claim);
+        self.dirty = true;
+    }
+
+    /// Sends what has gathered.
+    fn flush(&mut self, now: Micros) {
+        self.outgoing.close();
+        while self.dial.is_up() {
+            let Some(batch) = self.outgoing.next_unsent() else { break };
+            // The number is the batch's own, and counts on over sessions: what the relay confirms is clear in each of them.
+            let outcomes = pf_protocol::message::Outcomes { number: batch.seq, batches: vec![batch] };
+            self.dial.send(now, outcomes.into(), &mut self.links);
+        }
+    }
+
+    /// Sets the timer, if something is due before it would come.
+    fn arm(&mut self, now: Micros, out: &mut Vec<Effect>) {
+        let next = self.next_deadline();
+        if next.is_some_and(|at| self.armed.is_none_or(|armed| at < armed || armed <= now)) {
+            self.armed = next;
+            out.push(Effect::SetTimer { at: next });
+        }
+    }
+
+    fn next_deadline(&mut self) -> Option<Micros> {
+        while let Some(&(since, id)) = self.young.front() {
+            if self.attempts.all.get(&id).and_then(|a| a.state.running_since()) == Some(since) {
+                break;
+            }
+            self.young.pop_front();
+        }
+        let due = self.attempts.due.first().map(|d| d.0);
+        let young = self.young.front().map(|(since, _)| since + STARTED_AFTER_MS * 1_000);
+        [due, young, self.dial.next_deadline(), self.next_end(), self.workers.next_deadline(), self.next_load()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+/// What an attempt's outcome says.
+struct AttemptEnd {
+    kind: OutcomeKind,
+    ran: Ran,
+    started: Micros,
+    ran_us: Micros,
+    error: Option<Box<ErrorDetail>>,
+    usage: Option<pf_protocol::outcome::Usage>,
+}
+
+impl AttemptEnd {
+    fn new(kind: OutcomeKind, started: Micros, ran_us: Micros) -> Self {
+        AttemptEnd { kind, ran: Ran::Yes, started, ran_us, error: None, usage: None }
+    }
+
+    fn failed(mut self, error: ErrorDetail) -> Self {
+        self.error = Some(Box::new(error));
+        self
+    }
 }

@@ -1,0 +1,237 @@
+//! What happens to Python workers and the tasks in their pipes.
+
+use super::attempts::{Ending, State, Step};
+use super::commands::{judge, signal_name, with_tail};
+use super::workers::{Phase, Worker};
+use super::{AttemptEnd, ManagerCore};
+use crate::limits::{SKIP_GRACE_US, WORKER_REQUEUES_MAX, WORKER_REST_US, WORKER_START_FAILURES_MAX};
+use crate::{Effect, ProcessEnd, ProcessStatus, WorkerAnswer, WorkerEnd};
+use pf_protocol::limits::PAYLOAD_BYTES_MAX;
+use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
+use pf_protocol::{AttemptId, Micros};
+
+/// What a worker needs for a task beside the function's own time, microseconds: so that an estimate is never 0.
+const WORKER_OVERHEAD_US: Micros = 10;
+
+impl ManagerCore {
+    pub(super) fn on_worker_up(&mut self, now: Micros, id: u32) {
+        let Some(worker) = self.workers.all.get_mut(&id) else { return };
+        if !matches!(worker.phase, Phase::Starting { .. }) {
+            return;
+        }
+        worker.phase = Phase::Up;
+        if let Some(kind) = self.workers.kinds.get_mut(&worker.kind) {
+            (kind.failures, kind.rest) = (0, None);
+        }
+        self.dirty = true;
+        match worker.pipe.front().map(|first| first.attempt) {
+            Some(first) => self.begin_head(now, first),
+            None => self.rest_worker(now, id),
+        }
+    }
+
+    /// The first task of a pipe is running, as far as can be known.
+    pub(super) fn begin_head(&mut self, now: Micros, id: AttemptId) {
+        let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
+        let State::Piped { worker, seq } = attempt.state else { return };
+        attempt.state = State::Head { worker, seq, since: now };
+        self.young.push_back((now, id));
+        if attempt.ending.is_some() {
+            self.attempts.set_due(id, Some((now + SKIP_GRACE_US, Step::Skip)));
+        } else {
+            self.watch_limit(now, id);
+        }
+    }
+
+    pub(super) fn on_worker_answers(
+        &mut self,
+        now: Micros,
+        id: u32,
+        answers: Vec<WorkerAnswer>,
+        out: &mut Vec<Effect>,
+    ) {
+        for answer in answers {
+            let Some(worker) = self.workers.all.get_mut(&id) else { return };
+            if worker.pipe.front().is_none_or(|first| first.seq != answer.seq) {
+                // Not what was asked of it: what it says cannot be trusted any more.
+                worker.phase = Phase::Ending;
+                out.push(Effect::SignalWorker { worker: id, signal: 9 });
+                return;
+            }
+            let Some(first) = worker.pop() else { return };
+            self.on_answer(now, first.attempt, answer);
+        }
+        let Some(worker) = self.workers.all.get(&id) else { return };
+        match worker.pipe.front().map(|first| first.attempt) {
+            Some(next) => self.begin_head(now, next),
+            None => self.rest_worker(now, id),
+        }
+        self.dirty = true;
+    }
+
+    fn on_answer(&mut self, now: Micros, id: AttemptId, answer: WorkerAnswer) {
+        let ran_us = Micros::from(answer.ran_us);
+        let started = now.saturating_sub(ran_us);
+        let job = self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get_mut(&a.job));
+        if let Some(job) = job {
+            let took = ran_us + WORKER_OVERHEAD_US;
+            job.estimate_us = if job.estimate_us == 0 { took } else { (3 * job.estimate_us + took) / 4 };
+        }
+        let mut end = AttemptEnd { error: answer.error, ..AttemptEnd::new(answer.kind, started, ran_us) };
+        if matches!(answer.kind, OutcomeKind::Refused | OutcomeKind::Cancelled) {
+            end.ran = Ran::No;
+        }
+        if answer.value.len() > PAYLOAD_BYTES_MAX {
+            let message = format!("its result has {} bytes, the limit is {PAYLOAD_BYTES_MAX}", answer.value.len());
+            let hint = Some("write large results to a file and return its name".into());
+            let error = ErrorDetail { message, hint, ..ErrorDetail::default() };
+            let too_large = AttemptEnd::new(OutcomeKind::TooLarge, started, ran_us).failed(error);
+            return self.end_attempt(id, too_large, b"");
+        }
+        self.end_attempt(id, end, &answer.value);
+    }
+
+    /// A worker's pipe is empty: its seat is free, it stays warm.
+    fn rest_worker(&mut self, now: Micros, id: u32) {
+        let Some(worker) = self.workers.all.get_mut(&id) else { return };
+        worker.idle_since = now;
+        if std::mem::take(&mut worker.seated) {
+            let seat = worker.seat.clone();
+            self.free(&seat);
+        }
+        let Some(worker) = self.workers.all.get(&id) else { return };
+        if worker.phase == Phase::Up {
+            self.workers.idle.insert((worker.kind, id));
+        }
+    }
+
+    pub(super) fn end_worker(&mut self, id: u32, out: &mut Vec<Effect>) {
+        if let Some(worker) = self.workers.all.get_mut(&id) {
+            worker.phase = Phase::Ending;
+            self.workers.idle.remove(&(worker.kind, id));
+            out.push(Effect::EndWorker { worker: id });
+        }
+    }
+
+    pub(super) fn on_worker_gone(&mut self, now: Micros, id: u32, end: WorkerEnd) {
+        let Some(mut worker) = self.workers.remove(id) else { return };
+        if worker.seated {
+            self.free(&worker.seat);
+        }
+        self.dirty = true;
+        match end {
+            WorkerEnd::NotStarted(error) => {
+                self.start_failed(now, worker.kind, WORKER_START_FAILURES_MAX, &error);
+                while let Some(first) = worker.pop() {
+                    self.end_not_started(now, first.attempt, OutcomeKind::Refused, error.clone());
+                }
+            }
+            WorkerEnd::Ended { end, .. } if matches!(worker.phase, Phase::Starting { .. }) => {
+                self.on_failed_start(now, worker, &end);
+            }
+            WorkerEnd::Ended { end, marked } => self.on_lost_worker(now, worker, &end, marked),
+        }
+    }
+
+    /// It ended without a HELLO: its tasks did not start, but they will not start next time either, if it goes on like this.
+    fn on_failed_start(&mut self, now: Micros, mut worker: Worker, end: &ProcessEnd) {
+        let how = match end.status {
+            ProcessStatus::Exit(code) => format!("with exit code {code}"),
+            ProcessStatus::Signal(signal) => format!("by {}", signal_name(signal)),
+        };
+        let hint = "the interpreter must be Python 3.8 or newer; run it by hand on a node to see".to_string();
+        let message = format!("the Python worker ended {how} before it was ready");
+        let error = with_tail(ErrorDetail { message, hint: Some(hint), ..ErrorDetail::default() }, end);
+        let failures = self.start_failed(now, worker.kind, 1, &error);
+        let mut again = Vec::new();
+        while let Some(first) = worker.pop() {
+            if failures >= WORKER_START_FAILURES_MAX {
+                self.end_not_started(now, first.attempt, OutcomeKind::Refused, error.clone());
+            } else {
+                again.push(first.attempt);
+            }
+        }
+        self.requeue(now, again);
+    }
+
+    /// Counts failed starts of a kind; at the bound it rests.
+    fn start_failed(&mut self, now: Micros, kind: u32, by: u32, error: &ErrorDetail) -> u32 {
+        let Some(kind) = self.workers.kinds.get_mut(&kind) else { return by };
+        kind.failures += by;
+        let failures = kind.failures;
+        if failures >= WORKER_START_FAILURES_MAX {
+            (kind.failures, kind.rest) = (0, Some((now + WORKER_REST_US, error.clone())));
+        }
+        failures
+    }
+
+    /// It died in the middle. The first task without a marker was running; those before it ended, but nobody knows how.
+    fn on_lost_worker(&mut self, now: Micros, mut worker: Worker, end: &ProcessEnd, marked: u64) {
+        let mut again = Vec::new();
+        let mut running = None;
+        while let Some(first) = worker.pop() {
+            if first.seq <= marked {
+                match self.attempts.all.get_mut(&first.attempt) {
+                    // Ended on purpose: its end is known whatever it said last.
+                    Some(attempt) if attempt.ending.is_some() => running = Some(first.attempt),
+                    Some(attempt) => {
+                        attempt.requeues += 1;
+                        again.push(first.attempt);
+                    }
+                    None => {}
+                }
+            } else if running.is_none() {
+                running = Some(first.attempt);
+            } else {
+                again.push(first.attempt);
+            }
+        }
+        if let Some(id) = running {
+            self.end_with_worker(now, id, end);
+        }
+        let (lost, again): (Vec<_>, Vec<_>) = again
+            .into_iter()
+            .partition(|id| self.attempts.all.get(id).is_some_and(|a| a.requeues > WORKER_REQUEUES_MAX));
+        lost.into_iter().for_each(|id| self.end_with_worker(now, id, end));
+        self.requeue(now, again);
+    }
+
+    /// An attempt ends with the worker under it.
+    fn end_with_worker(&mut self, now: Micros, id: AttemptId, end: &ProcessEnd) {
+        let Some(attempt) = self.attempts.all.get(&id) else { return };
+        let since = attempt.state.running_since().unwrap_or(now);
+        let (kind, error) = judge(end, attempt.ending.as_ref(), self.time_limit_ms(id));
+        let by_us = matches!(kind, OutcomeKind::TimeLimit | OutcomeKind::Cancelled | OutcomeKind::NodeLost);
+        let (kind, mut error) = match error {
+            Some(error) if by_us || kind == OutcomeKind::OutOfMemory => (kind, error),
+            other => (OutcomeKind::WorkerLost, other.unwrap_or_default()),
+        };
+        if kind == OutcomeKind::WorkerLost {
+            let how = match end.status {
+                ProcessStatus::Exit(code) => format!("ended with exit code {code}"),
+                ProcessStatus::Signal(signal) => format!("was killed by {}", signal_name(signal)),
+            };
+            error.message = format!("the worker process {how} while it ran this task");
+        }
+        let end = AttemptEnd::new(kind, since, now.saturating_sub(since)).failed(with_tail(error, end));
+        self.end_attempt(id, end, b"");
+    }
+
+    /// Tasks that did not run to their end go back to the front of the queue, in order; those that were to end, end.
+    fn requeue(&mut self, now: Micros, attempts: Vec<AttemptId>) {
+        for id in attempts.into_iter().rev() {
+            let ending = self.attempts.all.get(&id).and_then(|a| a.ending.clone());
+            match ending {
+                None => self.attempts.hold_again(id),
+                Some(Ending::GivenUp(why)) => {
+                    let error = ErrorDetail { message: why, ..ErrorDetail::default() };
+                    self.end_not_started(now, id, OutcomeKind::NodeLost, error);
+                }
+                Some(_) => {
+                    let error = ErrorDetail { message: "cancelled before it started".into(), ..ErrorDetail::default() };
+                    self.end_not_started(now, id, OutcomeKind::Cancelled, error);
+                }
+            }
+        }
+    }
+}
