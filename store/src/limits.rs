@@ -46,10 +46,12 @@ pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Size of the written reserve that only outcomes may use when the disk is full, in bytes: one log segment.
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
-/// Free space below which ordinary records are refused, in bytes: what can be in the queue when the check comes.
-pub const LOW_WATER_BYTES: u64 = 64 << 20;
+/// Free space below which ordinary records are refused, in bytes: what can be in the queue when the check comes, and the
+/// segments that it is written to.
+pub const LOW_WATER_BYTES: u64 = 128 << 20;
 
-/// Bytes written after which free space is looked up again, beside the look at each renewal.
+/// Bytes written after which free space is looked up again, beside the look at each renewal. A smaller low water makes it
+/// an eighth of that.
 pub const SPACE_CHECK_BYTES: u64 = 8 << 20;
 
 /// How long a taker on another host must see no renewal before it takes the folder. Above the pauses of a busy shared

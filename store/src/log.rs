@@ -13,6 +13,9 @@ use crate::frame::{
 use crate::queue::Batch;
 use crate::space::{self, Space};
 
+/// On a full disk new segments have this part of their normal size.
+const FULL_DISK_PART: u64 = 8;
+
 /// A segment that the current one continues.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OldSegment {
@@ -169,7 +172,9 @@ fn create(
     space: &mut Space,
 ) -> Result<(File, u64), StoreError> {
     let least = u64::from(header.block_bytes) + frame_bytes.max(u64::from(header.block_bytes));
-    let mut size = frame::padded(segment_bytes.max(least), header.block_bytes);
+    // On a full disk the reserve is for payload too.
+    let wanted = if space.is_full() { segment_bytes / FULL_DISK_PART } else { segment_bytes };
+    let mut size = frame::padded(wanted.max(least), header.block_bytes);
     loop {
         match create_file(path, header, size) {
             Ok(file) => {

@@ -382,15 +382,16 @@ impl PayloadFiles {
 }
 
 impl OpenPayload {
-    /// Allocates ahead, so that a full disk is noticed here.
+    /// Allocates ahead, so that a full disk is noticed here; on a full disk only what is needed.
     fn reach(&mut self, end: u64, space: &mut Space) -> Result<(), StoreError> {
         while self.allocated < end {
-            let len = PAYLOAD_STEP_BYTES.max(end - self.allocated);
+            let ahead = if space.is_full() { 0 } else { PAYLOAD_STEP_BYTES };
+            let len = ahead.max(end - self.allocated);
             match space::allocate(&self.file, self.allocated, len, false).on("allocate", &self.path) {
                 Ok(()) => self.allocated += len,
                 Err(error) if error.is_out_of_space() => {
-                    if !space.out_of_space()? {
-                        // Perhaps the chunk itself fits, if not the step: the write will tell.
+                    // Without a reserve to give back, and with nothing to leave out, the write will tell.
+                    if !space.out_of_space()? && ahead == 0 {
                         return Ok(());
                     }
                 }

@@ -11,7 +11,7 @@ use crate::frame::{
     self, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, Link, NoHeader, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
-use crate::limits::{BLOCK_BYTES_MIN, FRAME_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, FRAME_BYTES_MAX};
 
 /// Bytes read at once in the search for frames behind a damage.
 const SEARCH_BYTES: usize = 1 << 20;
@@ -198,7 +198,9 @@ fn search_frames(
     step: u32,
     mut found: impl FnMut(&FrameHeader),
 ) -> Result<(), StoreError> {
-    let mut buffer = vec![0; SEARCH_BYTES];
+    let left = usize::try_from(end.saturating_sub(start)).unwrap_or(SEARCH_BYTES);
+    // A multiple of every block size.
+    let mut buffer = vec![0; left.next_multiple_of(BLOCK_BYTES_MAX as usize).min(SEARCH_BYTES)];
     let mut offset = start;
     while offset < end {
         let got = read_up_to(file, &mut buffer, offset).on("read", path)?;

@@ -85,7 +85,7 @@ impl Space {
     /// Counts bytes written and says when it is time for a look.
     pub fn wrote(&mut self, bytes: u64) -> bool {
         self.since_check_bytes += bytes;
-        self.since_check_bytes >= SPACE_CHECK_BYTES
+        self.since_check_bytes >= SPACE_CHECK_BYTES.min(self.low_water_bytes / 8)
     }
 
     /// Looks at the free space. Fullness ends only when the reserve is whole again.

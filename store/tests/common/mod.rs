@@ -88,3 +88,12 @@ pub fn open(dir: &Path, options: Options) -> (Store, Opened, Found, Events) {
 pub fn all_records(dir: &Path) -> Found {
     open(dir, quick()).2
 }
+
+/// Waits for a condition that another thread brings about.
+pub fn until(mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the condition does not come true");
+        std::thread::yield_now();
+    }
+}
