@@ -1,0 +1,183 @@
+"""Where the broker is: the embedded chain (a ``pf serve`` of this executor's own), the user's daemon, or one far away."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import IO, Dict, List, Optional
+
+from ._http import Address
+from .errors import ExecutorBroken, PilotfishError
+
+START_TIMEOUT_S = 60.0  # pf is up in a fraction of a second; a slow shared file system may need more
+STOP_TIMEOUT_S = 20.0  # managers end their workers within seconds; then it is killed
+DIR_CHARS_MAX = 80  # Unix socket paths have 107 bytes at the most, and pf puts its own names below the folder
+LOG_TAIL_BYTES = 4096
+
+
+def find_pf() -> str:
+    """The binary ``pf``: PILOTFISH_PF, beside this package, on PATH, or in the source tree's target folder."""
+    said = os.environ.get("PILOTFISH_PF")
+    if said:
+        if not os.access(said, os.X_OK):
+            raise PilotfishError("PILOTFISH_PF=%s is not an executable file" % said)
+        return os.path.abspath(said)
+    here = Path(__file__).resolve().parent
+    for beside in (here / "pf", here / "bin" / "pf"):
+        if os.access(str(beside), os.X_OK):
+            return str(beside)
+    on_path = shutil.which("pf")
+    if on_path:
+        return on_path
+    for build in ("release", "debug"):
+        built = here.parent.parent / "target" / build / "pf"
+        if os.access(str(built), os.X_OK):
+            return str(built)
+    error = PilotfishError("the program pf is not found")
+    error.hint = "put it on PATH, or set PILOTFISH_PF to its path"
+    raise error
+
+
+class Embedded:
+    """A ``pf serve`` of our own: broker, relay and a block on this machine. It ends when our end of its stdin closes, so
+    it cannot outlive this process, and its folder is removed with it."""
+
+    def __init__(self, workers: int) -> None:
+        pf = find_pf()
+        base = tempfile.gettempdir()
+        self.dir = tempfile.mkdtemp(prefix="pilotfish-", dir=base if len(base) < DIR_CHARS_MAX - 20 else "/tmp")
+        self.log_path = os.path.join(self.dir, "serve.log")
+        try:
+            with open(self.log_path, "wb") as log:
+                self.process = subprocess.Popen(
+                    [pf, "serve", "--private", "--dir", self.dir, "--workers", str(workers), "--parent-pid", str(os.getpid())],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=child_environment(), start_new_session=True)
+        except OSError as error:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            raise PilotfishError("%s cannot be started: %s" % (pf, error)) from error
+        self.lock = threading.Lock()
+        try:
+            self.address = Address(socket=self._ready())
+        except BaseException:
+            self.stop()
+            raise
+
+    def _ready(self) -> str:
+        """The socket's path, once pf has said it."""
+        timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            line = stream(self.process.stdout).readline()
+        finally:
+            timer.cancel()
+        try:
+            return str(json.loads(line)["socket"])
+        except (ValueError, KeyError, TypeError):
+            raise ExecutorBroken("pf serve did not start: %s" % (self.log_tail() or line.decode("utf-8", "replace") or "no word"))
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        try:
+            with open(self.log_path, "rb") as log:
+                log.seek(max(0, os.path.getsize(self.log_path) - LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+    def died(self) -> Optional[str]:
+        """Why it is gone; None while it runs."""
+        code = self.process.poll()
+        return None if code is None else "pf serve ended with %d: %s" % (code, self.log_tail() or "no word")
+
+    def stop(self) -> None:
+        """End it in order, and remove its folder. Harmless when done twice."""
+        with self.lock:
+            stream(self.process.stdin).close()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            stream(self.process.stdout).close()
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def forget_in_child(self) -> None:
+        """After a fork, in the child: the parent's pf must see its stdin close when the parent ends."""
+        try:
+            os.close(stream(self.process.stdin).fileno())
+        except (OSError, ValueError):
+            pass
+
+
+def stream(pipe: Optional[IO[bytes]]) -> IO[bytes]:
+    """A pipe that is there, for the type checker."""
+    assert pipe is not None
+    return pipe
+
+
+def child_environment() -> Dict[str, str]:
+    """Our environment, with our ``sys.path`` for the workers, so that modules beside the script are found there too."""
+    environ = dict(os.environ)
+    first = sys.path[0] if sys.path and sys.path[0] else os.getcwd()
+    paths: List[str] = [first] + [p for p in environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if os.path.isdir(first):
+        environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environ
+
+
+def local_socket() -> str:
+    """The socket of this user's daemon on this host."""
+    root = os.environ.get("PILOTFISH_DIR")
+    if root:
+        return os.path.join(root, "local", "broker.sock")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime):
+        return os.path.join(runtime, "pilotfish", "broker.sock")
+    return "/tmp/pilotfish-%d/broker.sock" % os.getuid()
+
+
+def start_daemon() -> None:
+    """``pf broker start``: harmless when it runs."""
+    pf = find_pf()
+    done = subprocess.run([pf, "broker", "start", "--quiet"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise PilotfishError("pf broker start failed: %s" % done.stderr.decode("utf-8", "replace").strip())
+
+
+def resolve(broker: Optional[str]) -> Address:
+    """The address that ``broker`` names: None, a socket's path, ``unix:PATH``, or ``https://HOST:PORT``."""
+    if broker is None:
+        return Address(socket=local_socket())
+    if broker.startswith("https://"):
+        return remote(broker)
+    path = broker[len("unix:"):] if broker.startswith("unix:") else broker
+    if not path.startswith(("/", ".")):
+        raise ValueError("broker=%r is neither a socket's path nor https://HOST:PORT" % broker)
+    return Address(socket=os.path.abspath(path))
+
+
+def remote(url: str) -> Address:
+    """A broker on another host: its certificate and our token lie in ``~/.config/pilotfish/brokers/HOST_PORT/``."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname or not parts.port:
+        raise ValueError("broker=%r is not written like https://HOST:PORT" % url)
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    folder = os.path.join(config, "pilotfish", "brokers", "%s_%d" % (parts.hostname, parts.port))
+    certificate, token_file = os.path.join(folder, "cert.pem"), os.path.join(folder, "token")
+    token = os.environ.get("PILOTFISH_TOKEN")
+    if not os.path.isfile(certificate):
+        raise PilotfishError("the certificate of %s is not known: %s is missing" % (url, certificate))
+    if token is None:
+        try:
+            if os.stat(token_file).st_mode & 0o077:
+                raise PilotfishError("%s can be read by others; chmod 600 it, and make a new token" % token_file)
+            with open(token_file) as lines:
+                token = lines.read().strip()
+        except OSError as error:
+            raise PilotfishError("no token for %s: %s" % (url, error)) from error
+    return Address(host=parts.hostname, port=parts.port, certificate=certificate, token=token)
