@@ -188,7 +188,8 @@ impl Attempts {
 
     /// Classes in the order of arrival of their oldest held attempt.
     pub fn classes_by_age(&mut self) -> Vec<u32> {
-        let ids: Vec<u32> = self.classes.iter().filter(|(_, c)| !c.queue.is_empty()).map(|(id, _)| *id).collect();
+        let ids: Vec<u32> =
+            self.classes.iter().filter(|(_, c)| !c.queue.is_empty()).map(|(id, _)| *id).collect();
         let mut by_age: Vec<(Micros, AttemptId, u32)> = ids
             .into_iter()
             .filter_map(|class| self.first_held(class).map(|id| (self.all[&id].arrived, id, class)))
@@ -210,7 +211,10 @@ impl Attempts {
 
     pub fn check(&self) {
         for (id, attempt) in &self.all {
-            let job = self.jobs.get(&attempt.job).unwrap_or_else(|| panic!("attempt {id} of a job that is not defined"));
+            let job = self
+                .jobs
+                .get(&attempt.job)
+                .unwrap_or_else(|| panic!("attempt {id} of a job that is not defined"));
             if matches!(attempt.state, State::Held) {
                 let class = &self.classes[&job.class];
                 assert!(class.queue.contains(id), "held attempt {id} is in no queue");

@@ -76,10 +76,15 @@ pub(super) fn judge(
         (Some(Ending::GivenUp(why)), _) => (OutcomeKind::NodeLost, format!("killed: {why}")),
         (None, _) if end.out_of_memory => {
             let peak = end.usage.max_rss_kib >> 10;
-            (OutcomeKind::OutOfMemory, format!("killed by the kernel for want of memory; its largest process had {peak} MiB"))
+            (
+                OutcomeKind::OutOfMemory,
+                format!("killed by the kernel for want of memory; its largest process had {peak} MiB"),
+            )
         }
         (None, ProcessStatus::Exit(code)) => (OutcomeKind::Exit, format!("exit code {code}")),
-        (None, ProcessStatus::Signal(signal)) => (OutcomeKind::Signal, format!("killed by {}", signal_name(signal))),
+        (None, ProcessStatus::Signal(signal)) => {
+            (OutcomeKind::Signal, format!("killed by {}", signal_name(signal)))
+        }
     };
     if success && kind == OutcomeKind::Value {
         return (kind, None);

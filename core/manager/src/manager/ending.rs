@@ -1,8 +1,8 @@
 //! Everything that ends: time limits, the lease, the walltime, the manager itself.
 
+use super::ManagerCore;
 use super::attempts::{Ending, State, Step};
 use super::workers::Phase;
-use super::ManagerCore;
 use crate::Effect;
 use crate::limits::{CONFIRM_WAIT_US, KILL_GRACE_US, SPOOL_AFTER_US, WARN_BEFORE_US};
 use pf_protocol::message::Recalled;
@@ -60,9 +60,10 @@ impl ManagerCore {
         });
         let walltime = self.drain.is_none().then(|| self.walltime_drain_at());
         let lease = self.cut_since.filter(|_| !self.lease_killed).map(|since| since + 2 * self.lease_us);
-        let spool = self.cut_since.filter(|_| self.outgoing.has_unspooled() && self.drain.is_none()).map(|since| {
-            (since + SPOOL_AFTER_US).max(self.spooling.map_or(0, |at| at + SPOOL_AFTER_US))
-        });
+        let spool = self
+            .cut_since
+            .filter(|_| self.outgoing.has_unspooled() && self.drain.is_none())
+            .map(|since| (since + SPOOL_AFTER_US).max(self.spooling.map_or(0, |at| at + SPOOL_AFTER_US)));
         [drain, walltime, lease, spool].into_iter().flatten().min()
     }
 
@@ -120,7 +121,8 @@ impl ManagerCore {
     }
 
     fn warn(&self, id: AttemptId, out: &mut Vec<Effect>) {
-        let spec = self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get(&a.job)).map(|j| &j.def.spec);
+        let spec =
+            self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get(&a.job)).map(|j| &j.def.spec);
         if let Some(signal) = spec.and_then(|s| s.warn_signal) {
             self.signal(id, signal, out);
         }
@@ -182,7 +184,13 @@ impl ManagerCore {
     }
 
     /// Starts nothing more, gives back what has not started, kills what runs after `grace_us`, and ends.
-    pub(super) fn begin_drain(&mut self, now: Micros, reason: String, grace_us: Micros, out: &mut Vec<Effect>) {
+    pub(super) fn begin_drain(
+        &mut self,
+        now: Micros,
+        reason: String,
+        grace_us: Micros,
+        out: &mut Vec<Effect>,
+    ) {
         let last = self.config.walltime_end.saturating_sub(self.reserve_us / 8).max(now);
         let kill_at = now.saturating_add(grace_us).min(last);
         let term_at = kill_at.saturating_sub(KILL_GRACE_US.min((kill_at - now) / 2));
@@ -219,7 +227,9 @@ impl ManagerCore {
             self.running().into_iter().for_each(|id| self.warn(id, out));
         }
         if term {
-            self.running().into_iter().for_each(|id| self.terminate(now, id, Ending::GivenUp(why.clone()), out));
+            self.running()
+                .into_iter()
+                .for_each(|id| self.terminate(now, id, Ending::GivenUp(why.clone()), out));
         }
         if kill {
             self.kill_all(&why, out);

@@ -212,13 +212,21 @@ impl ManagerCore {
             if let State::Piped { worker, seq } | State::Head { worker, seq, .. } = attempt.state {
                 let pipe = &self.workers.all[&worker].pipe;
                 let found = pipe.iter().position(|p| p.attempt == *id && p.seq == seq);
-                let at = found.unwrap_or_else(|| panic!("attempt {id} is not in the pipe of worker {worker}"));
-                assert!(at == 0 || attempt.state.running_since().is_none(), "two tasks run in worker {worker}");
+                let at =
+                    found.unwrap_or_else(|| panic!("attempt {id} is not in the pipe of worker {worker}"));
+                assert!(
+                    at == 0 || attempt.state.running_since().is_none(),
+                    "two tasks run in worker {worker}"
+                );
             }
         }
         let piped: usize = self.workers.all.values().map(|w| w.pipe.len()).sum();
         let in_pipes = |s: &State| matches!(s, State::Piped { .. } | State::Head { .. });
-        assert_eq!(piped, self.attempts.all.values().filter(|a| in_pipes(&a.state)).count(), "pipes and attempts agree");
+        assert_eq!(
+            piped,
+            self.attempts.all.values().filter(|a| in_pipes(&a.state)).count(),
+            "pipes and attempts agree"
+        );
     }
 
     /// Attempts that are here and have no outcome yet: `(not started, running)`. For tests and the simulation.
@@ -302,10 +310,17 @@ impl ManagerCore {
         }
         let due = self.attempts.due.first().map(|d| d.0);
         let young = self.young.front().map(|(since, _)| since + STARTED_AFTER_MS * 1_000);
-        [due, young, self.dial.next_deadline(), self.next_end(), self.workers.next_deadline(), self.next_load()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            due,
+            young,
+            self.dial.next_deadline(),
+            self.next_end(),
+            self.workers.next_deadline(),
+            self.next_load(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Outcomes on their way: gathered, numbered in batches, kept until the broker's confirmation has come back.
 
-use pf_protocol::limits::{BATCH_BYTES_MAX, BATCH_TASKS_MAX, MANAGER_OUTCOME_BYTES_MAX, MANAGER_OUTCOMES_MAX};
+use pf_protocol::limits::{
+    BATCH_BYTES_MAX, BATCH_TASKS_MAX, MANAGER_OUTCOME_BYTES_MAX, MANAGER_OUTCOMES_MAX,
+};
 use pf_protocol::outcome::{Outcome, OutcomeBatch};
 use pf_protocol::{AttemptId, ManagerId, TaskId};
 use std::collections::VecDeque;
@@ -122,8 +124,12 @@ impl Outgoing {
     pub fn unspooled(&mut self) -> Option<(u64, Vec<OutcomeBatch>)> {
         self.close();
         let upto = self.batches.back()?.seq;
-        let batches: Vec<OutcomeBatch> =
-            self.batches.iter().filter(|b| b.seq > self.spooled_upto && !b.outcomes.is_empty()).cloned().collect();
+        let batches: Vec<OutcomeBatch> = self
+            .batches
+            .iter()
+            .filter(|b| b.seq > self.spooled_upto && !b.outcomes.is_empty())
+            .cloned()
+            .collect();
         (!batches.is_empty()).then_some((upto, batches))
     }
 
@@ -139,7 +145,10 @@ impl Outgoing {
         let outcomes = || self.batches.iter().flat_map(|b| &b.outcomes).chain(&self.pending);
         assert_eq!(outcomes().count(), self.count, "count of unconfirmed outcomes");
         assert_eq!(outcomes().map(cost).sum::<usize>(), self.bytes, "bytes of unconfirmed outcomes");
-        assert!(self.batches.iter().all(|b| b.with_values().is_some()), "values and lengths of a batch agree");
+        assert!(
+            self.batches.iter().all(|b| b.with_values().is_some()),
+            "values and lengths of a batch agree"
+        );
     }
 }
 

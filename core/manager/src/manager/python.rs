@@ -82,7 +82,8 @@ impl ManagerCore {
             end.ran = Ran::No;
         }
         if answer.value.len() > PAYLOAD_BYTES_MAX {
-            let message = format!("its result has {} bytes, the limit is {PAYLOAD_BYTES_MAX}", answer.value.len());
+            let message =
+                format!("its result has {} bytes, the limit is {PAYLOAD_BYTES_MAX}", answer.value.len());
             let hint = Some("write large results to a file and return its name".into());
             let error = ErrorDetail { message, hint, ..ErrorDetail::default() };
             let too_large = AttemptEnd::new(OutcomeKind::TooLarge, started, ran_us).failed(error);
@@ -228,7 +229,10 @@ impl ManagerCore {
                     self.end_not_started(now, id, OutcomeKind::NodeLost, error);
                 }
                 Some(_) => {
-                    let error = ErrorDetail { message: "cancelled before it started".into(), ..ErrorDetail::default() };
+                    let error = ErrorDetail {
+                        message: "cancelled before it started".into(),
+                        ..ErrorDetail::default()
+                    };
                     self.end_not_started(now, id, OutcomeKind::Cancelled, error);
                 }
             }

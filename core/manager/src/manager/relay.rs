@@ -1,14 +1,15 @@
 //! What comes over the link to the relay, and what is reported over it.
 
-use super::attempts::{Attempt, Ending, Job, State};
 use super::ManagerCore;
+use super::attempts::{Attempt, Ending, Job, State};
 use crate::Effect;
 use crate::limits::{ATTEMPTS_MAX, INVENTORY_PAGE, LOAD_EVERY_US};
 use pf_link::Event;
 use pf_protocol::job::{Body, JobDef};
 use pf_protocol::limits::STARTED_AFTER_MS;
 use pf_protocol::message::{
-    AttemptBatch, CancelAttempts, Inventory, Load, Message, Recall, Recalled, Refused, Started, StartedTask, Welcome,
+    AttemptBatch, CancelAttempts, Inventory, Load, Message, Recall, Recalled, Refused, Started, StartedTask,
+    Welcome,
 };
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::report::ManagerReport;
@@ -66,7 +67,9 @@ impl ManagerCore {
             }
             Message::Recall(recall) => self.on_recall(now, recall),
             Message::CancelAttempts(cancel) => self.on_cancel(now, cancel, out),
-            Message::Verdict(verdict) => verdict.drop.into_iter().for_each(|id| self.drop_attempt(now, id, out)),
+            Message::Verdict(verdict) => {
+                verdict.drop.into_iter().for_each(|id| self.drop_attempt(now, id, out))
+            }
             Message::Drain(drain) if drain.epoch >= self.epoch => {
                 self.begin_drain(now, drain.reason, drain.grace_ms * 1_000, out);
             }
@@ -116,7 +119,8 @@ impl ManagerCore {
 
     fn on_attempts(&mut self, now: Micros, epoch: Epoch, batch: &AttemptBatch) {
         let count = batch.tasks.len() as usize;
-        let id_at = |n: usize| AttemptId { epoch: batch.first.epoch, n: batch.first.n.wrapping_add(n as u32) };
+        let id_at =
+            |n: usize| AttemptId { epoch: batch.first.epoch, n: batch.first.n.wrapping_add(n as u32) };
         let items: usize = batch.lens.iter().map(|len| *len as usize).sum();
         let fits = batch.lens.is_empty() || (batch.lens.len() == count && items == batch.blob.len());
         let reason = if epoch < self.epoch {
@@ -136,8 +140,16 @@ impl ManagerCore {
                 let (job, id) = (batch.job, id_at(n));
                 if !self.attempts.all.contains_key(&id) {
                     let arrived = now;
-                    let attempt =
-                        Attempt { job, index, item, arrived, requeues: 0, state: State::Held, ending: None, due: None };
+                    let attempt = Attempt {
+                        job,
+                        index,
+                        item,
+                        arrived,
+                        requeues: 0,
+                        state: State::Held,
+                        ending: None,
+                        due: None,
+                    };
                     self.attempts.hold(id, attempt);
                 }
             }
@@ -166,7 +178,8 @@ impl ManagerCore {
             return;
         }
         let asked = recall.attempts.unwrap_or_else(|| self.attempts.held());
-        let is_held = |id: &AttemptId| self.attempts.all.get(id).is_some_and(|a| matches!(a.state, State::Held));
+        let is_held =
+            |id: &AttemptId| self.attempts.all.get(id).is_some_and(|a| matches!(a.state, State::Held));
         let attempts: Vec<AttemptId> = asked.into_iter().filter(is_held).collect();
         for id in &attempts {
             self.attempts.remove(*id);
@@ -182,7 +195,10 @@ impl ManagerCore {
             match self.attempts.all.get_mut(&id).map(|a| &a.state) {
                 None => {}
                 Some(State::Held) => {
-                    let error = ErrorDetail { message: "cancelled before it started".into(), ..ErrorDetail::default() };
+                    let error = ErrorDetail {
+                        message: "cancelled before it started".into(),
+                        ..ErrorDetail::default()
+                    };
                     self.end_not_started(now, id, OutcomeKind::Cancelled, error);
                 }
                 Some(&State::Piped { worker, seq }) => {

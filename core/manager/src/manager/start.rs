@@ -1,8 +1,8 @@
 //! Gives held attempts to free slots, and short Python tasks to the pipes of busy workers.
 
+use super::ManagerCore;
 use super::attempts::State;
 use super::workers::Phase;
-use super::ManagerCore;
 use crate::limits::{IDLE_WORKERS_PER_CORE, WORKER_START_US_MAX};
 use crate::slots::Claim;
 use crate::{Effect, StartCommand, StartWorker, WorkerTask};
@@ -49,15 +49,18 @@ impl ManagerCore {
         }
         loop {
             let id = self.attempts.first_held(class)?;
-            let spec = self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get(&a.job)).map(|j| &j.def.spec);
+            let spec =
+                self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get(&a.job)).map(|j| &j.def.spec);
             let needed_ms = spec.and_then(|spec| spec.time_needed_ms).unwrap_or(0);
-            let left_ms = self.config.walltime_end.saturating_sub(self.reserve_us).saturating_sub(now) / 1_000;
+            let left_ms =
+                self.config.walltime_end.saturating_sub(self.reserve_us).saturating_sub(now) / 1_000;
             if needed_ms <= left_ms {
                 return Some(id);
             }
             self.attempts.pop_held(class);
             self.attempts.remove(id);
-            let reason = format!("it needs {} s, the block has {} s left", needed_ms / 1_000, left_ms / 1_000);
+            let reason =
+                format!("it needs {} s, the block has {} s left", needed_ms / 1_000, left_ms / 1_000);
             self.dial.send(now, Refused { attempts: vec![id], reason }.into(), &mut self.links);
         }
     }
@@ -72,12 +75,26 @@ impl ManagerCore {
             let Some(job) = self.attempts.jobs.get(&attempt.job) else { continue };
             attempt.state = State::Starting { claim };
             let (job, index, item) = (job.def.clone(), attempt.index, attempt.item.clone());
-            out.push(Effect::StartCommand(Box::new(StartCommand { attempt: id, job, index, item, pus, gpus })));
+            out.push(Effect::StartCommand(Box::new(StartCommand {
+                attempt: id,
+                job,
+                index,
+                item,
+                pus,
+                gpus,
+            })));
         }
     }
 
     /// One task for each seat that is free.
-    fn fill_workers(&mut self, now: Micros, class: u32, kind: u32, gathered: &mut Gathered, out: &mut Vec<Effect>) {
+    fn fill_workers(
+        &mut self,
+        now: Micros,
+        class: u32,
+        kind: u32,
+        gathered: &mut Gathered,
+        out: &mut Vec<Effect>,
+    ) {
         while let Some(id) = self.next_to_start(now, class) {
             if let Some(error) = self.why_kind_rests(now, kind) {
                 self.attempts.pop_held(class);
@@ -93,7 +110,8 @@ impl ManagerCore {
     /// A worker for a task of this class: an idle one whose seat is free, else a new one on free cores.
     fn take_seat(&mut self, now: Micros, class: u32, kind: u32, out: &mut Vec<Effect>) -> Option<u32> {
         let wants = &self.attempts.classes.get(&class)?.wants;
-        let idle: Vec<u32> = self.workers.idle.range((kind, 0)..=(kind, u32::MAX)).map(|(_, id)| *id).collect();
+        let idle: Vec<u32> =
+            self.workers.idle.range((kind, 0)..=(kind, u32::MAX)).map(|(_, id)| *id).collect();
         for id in idle {
             let Some(worker) = self.workers.all.get_mut(&id) else { continue };
             let same = |want: &&_| worker.class == class || seat_fits(want, &worker.seat);
@@ -139,7 +157,9 @@ impl ManagerCore {
 
     fn has_room(&self, now: Micros, worker: u32, id: AttemptId) -> bool {
         let attempts = &self.attempts;
-        let (Some(worker), Some(attempt)) = (self.workers.all.get(&worker), attempts.all.get(&id)) else { return false };
+        let (Some(worker), Some(attempt)) = (self.workers.all.get(&worker), attempts.all.get(&id)) else {
+            return false;
+        };
         let estimate_us = attempts.jobs.get(&attempt.job).map_or(0, |j| j.estimate_us);
         let head = worker.pipe.front().and_then(|p| attempts.all.get(&p.attempt));
         worker.has_room(now, head.and_then(|a| a.state.running_since()), estimate_us, attempt.item.len())

@@ -23,7 +23,9 @@ pub(crate) struct Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Has not said HELLO; is killed at this time.
-    Starting { until: Micros },
+    Starting {
+        until: Micros,
+    },
     Up,
     /// Was told to end, or is being killed: gets nothing new.
     Ending,
@@ -74,7 +76,13 @@ impl Worker {
     }
 
     /// Whether a task of this length may wait behind what is in the pipe. The first one in it runs since `head_since`.
-    pub fn has_room(&self, now: Micros, head_since: Option<Micros>, estimate_us: Micros, bytes: usize) -> bool {
+    pub fn has_room(
+        &self,
+        now: Micros,
+        head_since: Option<Micros>,
+        estimate_us: Micros,
+        bytes: usize,
+    ) -> bool {
         let head_is_long = head_since.is_some_and(|since| now.saturating_sub(since) > PIPE_US_MAX);
         self.phase == Phase::Up
             && !head_is_long
@@ -160,10 +168,21 @@ impl Workers {
 
     pub fn check(&self) {
         for (id, worker) in &self.all {
-            assert_eq!(worker.seated, !worker.pipe.is_empty(), "worker {id} holds a seat without work, or works without one");
+            assert_eq!(
+                worker.seated,
+                !worker.pipe.is_empty(),
+                "worker {id} holds a seat without work, or works without one"
+            );
             let idle = self.idle.contains(&(worker.kind, *id));
-            assert!(!idle || (worker.pipe.is_empty() && worker.phase == Phase::Up), "worker {id} is not idle");
-            assert_eq!(worker.pipe_us, worker.pipe.iter().map(|p| p.estimate_us).sum::<Micros>(), "estimate of {id}");
+            assert!(
+                !idle || (worker.pipe.is_empty() && worker.phase == Phase::Up),
+                "worker {id} is not idle"
+            );
+            assert_eq!(
+                worker.pipe_us,
+                worker.pipe.iter().map(|p| p.estimate_us).sum::<Micros>(),
+                "estimate of {id}"
+            );
         }
         assert!(self.idle.iter().all(|(_, id)| self.all.contains_key(id)), "idle workers exist");
     }
