@@ -66,11 +66,12 @@ def decode_outcomes(frame: bytes) -> Outcomes:
     at = 20
     if len(frame) < at + 29 * count:
         raise ValueError("a frame of %d bytes for %d outcomes" % (len(frame), count))
-    columns = []
+    columns: List[Sequence[int]] = []
     for code, size in (("Q", 8), ("I", 4), ("B", 1), ("I", 4), ("I", 4), ("I", 4), ("I", 4)):
         columns.append(struct.unpack_from("<%d%s" % (count, code), frame, at))
         at += size * count
     blob = memoryview(frame)[at:]
     if sum(columns[5]) + sum(columns[6]) != len(blob):
         raise ValueError("values and errors of a frame are not as long as it says")
-    return Outcomes(log_id, seq, *columns, blob)
+    jobs, indexes, kinds, held, ran, value_lens, error_lens = columns
+    return Outcomes(log_id, seq, jobs, indexes, kinds, held, ran, value_lens, error_lens, blob)

@@ -3,9 +3,12 @@
 A manager starts it as ``python worker.py`` with ``PF_WORKER_FDS=DATA,CONTROL`` in its environment and speaks
 ``docs/worker-protocol.md`` with it. This file stands alone: it is embedded in ``pf``, written to a node's local folder
 and run by the user's Python (3.8 or newer), so it imports the standard library only and nothing of its own package.
-Modules that are slow to import (json, traceback, linecache) are imported when they are first needed.
+Modules that are slow to import (json, traceback, linecache, typing) are imported when they are first needed, or not at all.
+It is longer than other files here since it must be one.
 """
-import _signal
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the signal module wraps its answers in enums: 14 times slower
 import _thread
 import os
 import pickle
@@ -14,6 +17,11 @@ import struct
 import sys
 import time
 from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Deque, Dict, NoReturn, Optional, Set, Tuple
+    Failure = Tuple[int, bytes, bytes]  # status, pickled exception or nothing, error JSON
 
 VERSION = 1
 JOB, TASKS, END, HELLO, ANSWERS, SKIP = 1, 2, 3, 10, 11, 20
@@ -42,7 +50,7 @@ getsignal = _signal.getsignal
 class Refused(Exception):
     """The task cannot be started here: its function or arguments cannot be read. Carries a hint."""
 
-    def __init__(self, message, hint=None, cause=None):
+    def __init__(self, message: str, hint: Optional[str] = None, cause: Optional[BaseException] = None) -> None:
         super().__init__(message)
         self.hint = hint
         self.cause = cause
@@ -51,16 +59,16 @@ class Refused(Exception):
 class Job:
     """What the manager said of a job in its slot: how to get the function, loaded at the job's first task."""
 
-    def __init__(self, body):
+    def __init__(self, body: memoryview) -> None:
         self.kind, self.chunked, major, minor, length = struct.unpack_from("<BBBBH", body, 4)
         self.client = (major, minor)
         self.name = str(body[10:10 + length], "utf-8", "replace")
         self.bytes = bytes(body[10 + length:])
-        self.function = None
-        self.refused = None
+        self.function: Optional[Callable[..., Any]] = None
+        self.refused: Optional[Refused] = None
         self.refused_at = 0
 
-    def load(self):
+    def load(self) -> Callable[..., Any]:
         """The function. A failure is remembered for a while, so that a million tasks do not each import in vain."""
         if self.refused is not None and clock_ns() - self.refused_at < REFUSED_FOR_NS:
             raise self.refused
@@ -74,7 +82,7 @@ class Job:
         return self.function
 
 
-def load_function(job):
+def load_function(job: Job) -> Any:
     """Import, unpickle or execute what ``job`` carries. Raises Refused with the reason."""
     here = "%d.%d" % sys.version_info[:2]
     if job.kind == CLOUDPICKLE and job.client != (0, 0) and job.client != sys.version_info[:2]:
@@ -103,7 +111,7 @@ def load_function(job):
     raise Refused("function %s is of kind %d, which this worker does not know" % (job.name, job.kind))
 
 
-def execute_source(source, name):
+def execute_source(source: str, name: str) -> Any:
     """Execute ``source`` in a module of its own and take ``name`` from it; tracebacks can show its lines."""
     import linecache
     import types
@@ -115,7 +123,7 @@ def execute_source(source, name):
     return module.__dict__[name]
 
 
-def no_module_hint(error):
+def no_module_hint(error: ModuleNotFoundError) -> str:
     """What to do about a module that this Python does not have."""
     name = error.name or "it"
     if name == "cloudpickle":
@@ -124,7 +132,7 @@ def no_module_hint(error):
             "cloudpickle.register_pickle_by_value(%s)" % (name, sys.executable, name))
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """``Type: text`` of an exception; survives a ``__str__`` that raises."""
     try:
         text = str(error)
@@ -134,14 +142,14 @@ def one_line(error):
     return cut((name + ": " + text) if text else name, MESSAGE_CHARS_MAX)
 
 
-def cut(text, chars):
+def cut(text: str, chars: int) -> str:
     """``text`` with its middle left out if it is longer than ``chars``."""
     if len(text) <= chars:
         return text
     return text[:chars // 3] + "\n  ... cut here ...\n" + text[-(chars - chars // 3):]
 
 
-def trimmed_traceback(error):
+def trimmed_traceback(error: BaseException) -> str:
     """The traceback as text, without this file's frames."""
     try:
         import traceback
@@ -153,24 +161,25 @@ def trimmed_traceback(error):
         return "%s\n(its traceback cannot be formatted: %s)\n" % (one_line(error), type(second).__name__)
 
 
-def dumps(value):
+def dumps(value: Any) -> bytes:
     """Pickle ``value``; classes that only cloudpickle can carry are carried by it where it is installed."""
     try:
         return pickle.dumps(value, 5)
     except Exception:
         try:
-            import cloudpickle
+            import cloudpickle  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             cloudpickle = None
         if cloudpickle is None:
             raise
-        return cloudpickle.dumps(value, 5)
+        return bytes(cloudpickle.dumps(value, 5))
 
 
-def encode_error(message, traceback=None, hint=None, exit_code=None):
+def encode_error(message: str, traceback: Optional[str] = None, hint: Optional[str] = None,
+                 exit_code: Optional[int] = None) -> bytes:
     """JSON of the protocol's ``ErrorDetail``."""
     import json
-    detail = {"message": message}
+    detail: Dict[str, Any] = {"message": message}
     if traceback is not None:
         detail["traceback"] = traceback
     if hint is not None:
@@ -180,7 +189,7 @@ def encode_error(message, traceback=None, hint=None, exit_code=None):
     return json.dumps(detail).encode()
 
 
-def failure(error):
+def failure(error: BaseException) -> Failure:
     """(status, value, error JSON) of a task or of one call of a chunk that raised ``error``."""
     if isinstance(error, Refused):
         trace = trimmed_traceback(error.cause) if error.cause is not None else None
@@ -202,20 +211,20 @@ def failure(error):
     return EXCEPTION, value, encode_error(one_line(error), trimmed_traceback(error))
 
 
-def unpicklable(value, error):
+def unpicklable(value: Any, error: BaseException) -> Failure:
     """The failure of a task whose result cannot be pickled."""
     hint = "return plain data, or install cloudpickle for %s" % sys.executable
     message = "the result, a %s, cannot be pickled: %s" % (type(value).__name__, one_line(error))
     return EXCEPTION, b"", encode_error(cut(message, MESSAGE_CHARS_MAX), hint=hint)
 
 
-def too_large(size, hint):
+def too_large(size: int, hint: str) -> Failure:
     """The failure of a task whose result is over the limit."""
     message = "the result has %d bytes pickled, %d are allowed" % (size, VALUE_BYTES_MAX)
     return TOO_LARGE, b"", encode_error(message, hint=hint)
 
 
-def arguments_refused(error):
+def arguments_refused(error: BaseException) -> Refused:
     """The refusal of a task whose arguments cannot be read."""
     hint = None
     if isinstance(error, ModuleNotFoundError):
@@ -225,7 +234,7 @@ def arguments_refused(error):
     return Refused("the arguments cannot be read: " + one_line(error), hint, error)
 
 
-def run_chunk(function, item):
+def run_chunk(function: Callable[..., Any], item: memoryview) -> bytes:
     """Run a chunk. ``item`` is a pickle of a list of columns, one for each parameter; the value is a pickle of the list of
     results, or of (results, {position: (status, pickled exception, error JSON)}) when calls failed."""
     try:
@@ -234,8 +243,8 @@ def run_chunk(function, item):
     except BaseException as error:
         raise arguments_refused(error)
     calls = map(function, *columns)
-    results = []
-    errors = {}
+    results: list[Any] = []
+    errors: Dict[int, Failure] = {}
     while len(results) < count:
         try:
             results.extend(calls)  # at C speed; keeps what it has when a call raises
@@ -256,7 +265,7 @@ def run_chunk(function, item):
         return dumps((results, errors))
 
 
-def run_text(function, item):
+def run_text(function: Callable[..., Any], item: memoryview) -> Any:
     """Run a task whose item is no pickle: nothing, or text that becomes the only argument (``pf submit --each-line``)."""
     if not len(item):
         return function()
@@ -270,29 +279,31 @@ def run_text(function, item):
 class Worker:
     """The loop: read frames, run tasks, answer."""
 
-    def __init__(self, data, control):
+    def __init__(self, data: int, control: int) -> None:
         self.data, self.control = data, control
-        self.jobs = {}
-        self.skipped = set()
-        self.answers = deque()
+        self.jobs: Dict[int, Job] = {}
+        self.skipped: Set[int] = set()
+        self.answers: Deque[Tuple[int, int, int, bytes, bytes]] = deque()
         self.answers_bytes = 0
         self.oldest_ns = 0
         self.sending = _thread.allocate_lock()
         self.running = False  # whether user code runs: an interrupt is its KeyboardInterrupt, else nothing
         self.forked = False  # set in a child that user code forked off
         self.mark = os.urandom(16)
-        self.long_jobs = set()  # slots whose last task was long: answers are flushed before the next one
+        self.long_jobs: Set[int] = set()  # slots whose last task was long: answers are flushed before the next one
         self.watching = False  # whether the watcher thread looks at the clock
         self.wake_read, self.wake_write = os.pipe()
-        self.out = self.err = None
+        self.out: Any = None
+        self.err: Any = None
         self.outputs_seen_ns = 0
 
     # --- what tasks may have changed -------------------------------------------------------------------------
 
-    def prepare_process(self):
+    def prepare_process(self) -> None:
         """Streams, signals, cwd and fork hooks, so that a task cannot spoil the next one cheaply or the protocol at all."""
         self.output, self.output_err = os.dup(1), os.dup(2)  # survive a task that closes 1 or 2
         self.inodes = [os.fstat(1)[1:3], os.fstat(2)[1:3]]
+        stream: Any
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
         self.out, self.err = sys.stdout, sys.stderr
@@ -300,7 +311,7 @@ class Worker:
         self.watch_chdir()
         os.register_at_fork(after_in_child=self.after_fork)
 
-    def restore_signals(self):
+    def restore_signals(self) -> None:
         """The handlers that a task finds: SIGINT raises in tasks only, SIGTERM ends the process, no alarm is left."""
         if _signal.getsignal(_signal.SIGALRM) is not _signal.SIG_DFL:
             _signal.alarm(0)
@@ -310,12 +321,12 @@ class Worker:
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
         self.handlers = [(n, _signal.getsignal(n)) for n in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)]
 
-    def on_interrupt(self, _signum, _frame):
+    def on_interrupt(self, _signum: int, _frame: Any) -> None:
         """SIGINT: the running task's business; nothing between tasks."""
         if self.running:
             raise KeyboardInterrupt
 
-    def watch_chdir(self):
+    def watch_chdir(self) -> None:
         """Know of a changed cwd without a system call a task: ``os.chdir`` and ``os.fchdir`` tell."""
         self.moved = False
         self.cwd = os.getcwd()
@@ -323,9 +334,9 @@ class Worker:
         for name in ("chdir", "fchdir"):
             setattr(os, name, self.telling(name, getattr(os, name)))
 
-    def telling(self, name, call):
+    def telling(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
         """``call``, noting that it was called."""
-        def changed(*args, **kwargs):
+        def changed(*args: Any, **kwargs: Any) -> None:
             self.moved = True
             return call(*args, **kwargs)
         changed.__name__ = changed.__qualname__ = name
@@ -333,7 +344,7 @@ class Worker:
         changed.__doc__ = call.__doc__
         return changed
 
-    def after_fork(self):
+    def after_fork(self) -> None:
         """In a child that user code forked: the protocol is not its business, and the manager must see our end close."""
         self.forked = True
         for fd in (self.data, self.control, self.wake_read, self.wake_write):
@@ -342,7 +353,7 @@ class Worker:
             except OSError:
                 pass
 
-    def restore(self):
+    def restore(self) -> None:
         """After a task: what is cheap to see and to put back."""
         if sys.stdout is not self.out or sys.stderr is not self.err:
             sys.stdout, sys.stderr = self.out, self.err
@@ -357,7 +368,7 @@ class Worker:
                 self.restore_signals()
                 break
 
-    def reopen_outputs(self):
+    def reopen_outputs(self) -> None:
         """Put file descriptors 1 and 2 back where a task closed or moved them."""
         for fd, copy, inode in ((1, self.output, self.inodes[0]), (2, self.output_err, self.inodes[1])):
             try:
@@ -371,13 +382,13 @@ class Worker:
         if self.err.closed:
             self.err = sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         """A word for the manager's log."""
         write(self.output_err, ("pilotfish worker: %s\n" % text).encode())
 
     # --- answers ---------------------------------------------------------------------------------------------
 
-    def finish_output(self, seq):
+    def finish_output(self, seq: int) -> None:
         """Flush the task's output and put the marker behind it, on both streams."""
         try:
             sys.stdout.flush()
@@ -398,7 +409,7 @@ class Worker:
         except OSError as error:
             write_again(self.output_err, marker, error)
 
-    def flush(self):
+    def flush(self) -> None:
         """Send all answers that are ready, in one frame or more. Called by the loop and by the watcher."""
         with self.sending:
             count = min(len(self.answers), BATCH_ANSWERS_MAX)
@@ -414,7 +425,7 @@ class Worker:
                 *values, *errors))
             self.send(len(body).to_bytes(4, "little") + body)
 
-    def send(self, frame):
+    def send(self, frame: bytes) -> None:
         """Write all of ``frame`` to the data pipe."""
         view = memoryview(frame)
         while len(view):
@@ -425,7 +436,7 @@ class Worker:
             except OSError:
                 os._exit(1)  # the manager is gone: nobody wants what we have
 
-    def watch(self):
+    def watch(self) -> None:
         """The watcher thread: while answers are pending behind a running task it looks every 2 ms and sends what has
         waited; otherwise it sleeps. It also sees the manager's end: then the process ends at once, whatever runs."""
         poll = select.poll()
@@ -444,14 +455,14 @@ class Worker:
                 self.watching = False
                 self.watching = bool(self.answers)  # one may have come between: the loop saw us watching and did not wake us
 
-    def start_watching(self):
+    def start_watching(self) -> None:
         """Wake the watcher: answers are pending and a task starts that may be long."""
         self.watching = True
         os.write(self.wake_write, b"w")
 
     # --- the loop --------------------------------------------------------------------------------------------
 
-    def run_tasks(self, body):
+    def run_tasks(self, body: memoryview) -> None:
         """Run a frame of tasks, in order."""
         count, = struct.unpack_from("<I", body)
         seqs = struct.unpack_from("<%dQ" % count, body, 4)
@@ -491,7 +502,7 @@ class Worker:
                     or len(answers) >= BATCH_ANSWERS_MAX):
                 self.flush()
 
-    def run_one(self, seq, job, item):
+    def run_one(self, seq: int, job: Job, item: memoryview) -> Failure:
         """Run one task: (status, value, error JSON). Its output is flushed and marked when this returns."""
         error = b""
         value = None
@@ -531,7 +542,7 @@ class Worker:
         self.restore()
         return status, value, error
 
-    def leave_forked_child(self):
+    def leave_forked_child(self) -> NoReturn:
         """User code forked and its child came back from the function: it ends here, the parent answers."""
         try:
             sys.stdout.flush()
@@ -539,7 +550,7 @@ class Worker:
         finally:
             os._exit(0)
 
-    def read_skips(self):
+    def read_skips(self) -> None:
         """Take in what the control pipe holds. Never waits."""
         while True:
             try:
@@ -555,7 +566,7 @@ class Worker:
             else:
                 self.note("control frame of version %d, kind %d is not understood" % tuple(body[:2]))
 
-    def handle(self, frame):
+    def handle(self, frame: memoryview) -> bool:
         """One frame of the data pipe (without its length). Returns False at the end."""
         version, kind = frame[0], frame[1]
         body = frame[2:]
@@ -573,7 +584,7 @@ class Worker:
             os._exit(3)
         return True
 
-    def rest(self):
+    def rest(self) -> None:
         """No task waits: send what is ready and put things in order."""
         while self.answers:
             self.flush()
@@ -583,7 +594,7 @@ class Worker:
             self.outputs_seen_ns = now
             self.reopen_outputs()
 
-    def run(self):
+    def run(self) -> None:
         """Until END or the manager's end."""
         poll = select.poll()
         poll.register(self.data, select.POLLIN)
@@ -601,7 +612,9 @@ class Worker:
             if not piece:
                 os._exit(1)
             buffer += piece
-            view = memoryview(bytes(buffer)) if len(buffer) >= need else None
+            if len(buffer) < need:
+                continue
+            view = memoryview(bytes(buffer))
             at = 0
             while len(buffer) - at >= 4:
                 length = int.from_bytes(buffer[at:at + 4], "little")
@@ -617,7 +630,7 @@ class Worker:
                 need = 4
             del buffer[:at]
 
-    def say_hello(self):
+    def say_hello(self) -> None:
         """Who we are."""
         try:
             from importlib.util import find_spec
@@ -630,7 +643,7 @@ class Worker:
         self.send(len(body).to_bytes(4, "little") + body)
 
 
-def write_again(fd, marker, error):
+def write_again(fd: int, marker: bytes, error: OSError) -> None:
     """Write a marker to a pipe that a child made non-blocking and that is full."""
     while isinstance(error, BlockingIOError):
         wait_for(fd, select.POLLOUT)
@@ -642,14 +655,14 @@ def write_again(fd, marker, error):
     # nobody reads any more; the data pipe will tell
 
 
-def wait_for(fd, event):
+def wait_for(fd: int, event: int) -> None:
     """Wait until ``fd`` is ready for ``event``."""
     poll = select.poll()
     poll.register(fd, event)
     poll.poll()
 
 
-def read_rest(fd, size):
+def read_rest(fd: int, size: int) -> bytes:
     """Exactly ``size`` bytes of a frame that has begun."""
     parts = []
     while size:
@@ -665,7 +678,7 @@ def read_rest(fd, size):
     return b"".join(parts)
 
 
-def clean_main_module():
+def clean_main_module() -> None:
     """Tasks see an empty ``__main__`` and the folder they run in on ``sys.path``, not this file and its folder."""
     import types
     sys.modules["_pilotfish_worker"] = sys.modules["__main__"]
@@ -675,7 +688,7 @@ def clean_main_module():
         sys.path[0] = ""
 
 
-def main():
+def main() -> NoReturn:
     """Run until the manager says END or is gone."""
     data, control = map(int, os.environ.pop("PF_WORKER_FDS").split(","))
     for fd in (data, control):
