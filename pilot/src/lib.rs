@@ -1,1 +1,3 @@
 //! Shells of pilot and manager: workers, topology, output, spool.
+
+pub mod topology;
