@@ -14,6 +14,11 @@ type Failure = Box<dyn std::error::Error>;
 /// Frames of one measured run; sizes of a header-only batch, a small one, and a large one.
 const RUNS: [(usize, u32); 3] = [(64, 400_000), (1 << 10, 200_000), (64 << 10, 8_000)];
 
+/// Frames that end with one to be answered, and how many such windows may be under way: a link's credit in small, far below
+/// ZMQ's marks.
+const WINDOW: u32 = 2_000;
+const WINDOWS: u32 = 8;
+
 /// Answers each frame whose first byte is 1, and stops at 2.
 struct Sink;
 
@@ -27,25 +32,39 @@ impl Node for Sink {
     }
 }
 
-/// Sends a run, then one frame to be answered; at the answer the whole run has arrived.
+/// Sends runs of frames; at the last answer a whole run has arrived.
 struct Source {
     spec: DialSpec,
     conn: Option<Conn>,
     run: usize,
+    windows_sent: u32,
+    windows_answered: u32,
     started_us: u64,
     started_cpu_us: u64,
 }
 
 impl Source {
-    fn send_run(&mut self, now: u64, out: &mut Outbox) {
+    fn start_run(&mut self, now: u64, out: &mut Outbox) {
         let Some(conn) = self.conn else { return };
-        let Some((size, count)) = RUNS.get(self.run).copied() else {
+        (self.windows_sent, self.windows_answered) = (0, 0);
+        (self.started_us, self.started_cpu_us) = (now, cpu_us());
+        if self.run == RUNS.len() {
             out.send(conn, Bytes::from_static(&[2]));
             return out.stop();
-        };
-        (self.started_us, self.started_cpu_us) = (now, cpu_us());
+        }
+        for _ in 0..WINDOWS {
+            self.send_window(conn, out);
+        }
+    }
+
+    fn send_window(&mut self, conn: Conn, out: &mut Outbox) {
+        let (size, count) = RUNS[self.run];
+        if self.windows_sent * WINDOW >= count {
+            return;
+        }
+        self.windows_sent += 1;
         let frame = Bytes::from(vec![0u8; size]);
-        for _ in 1..count {
+        for _ in 1..WINDOW {
             out.send(conn, frame.clone());
         }
         let mut last = vec![0u8; size];
@@ -61,17 +80,22 @@ impl Node for Source {
         self.conn = Some(conn);
     }
 
-    fn on_frame(&mut self, _: u64, _: Conn, _: Bytes, out: &mut Outbox) {
+    fn on_frame(&mut self, _: u64, conn: Conn, _: Bytes, out: &mut Outbox) {
         let now = now_us();
-        if self.started_us > 0 {
-            let (size, count) = RUNS[self.run];
+        if self.started_us == 0 {
+            return self.start_run(now, out);
+        }
+        let (size, count) = RUNS[self.run];
+        self.windows_answered += 1;
+        self.send_window(conn, out);
+        if self.windows_answered * WINDOW >= count {
             let per_s = f64::from(count) * 1e6 / (now - self.started_us) as f64;
             let cpu = (cpu_us() - self.started_cpu_us) as f64 / f64::from(count);
             println!(r#"{{"metric":"frames_{size}B","value":{per_s:.0},"unit":"1/s","n":{count}}}"#);
             println!(r#"{{"metric":"sender_cpu_{size}B","value":{cpu:.2},"unit":"us","n":{count}}}"#);
             self.run += 1;
+            self.start_run(now, out);
         }
-        self.send_run(now, out);
     }
 
     fn on_closed(&mut self, _: u64, _: Conn, reason: pf_transport::CloseReason, out: &mut Outbox) {
@@ -111,7 +135,15 @@ fn main() -> Result<(), Failure> {
     let (address, key) = line.trim().split_once(' ').ok_or("the sink did not say where it listens")?;
     let spec = DialSpec { address: address.to_string(), server_key: PublicKey::from_z85(key)?, keys };
     let mut reactor = Reactor::new()?;
-    reactor.add(Box::new(Source { spec, conn: None, run: 0, started_us: 0, started_cpu_us: 0 }));
+    reactor.add(Box::new(Source {
+        spec,
+        conn: None,
+        run: 0,
+        windows_sent: 0,
+        windows_answered: 0,
+        started_us: 0,
+        started_cpu_us: 0,
+    }));
     reactor.run()?;
     // Dropped before the wait, so that the last frame, which ends the sink, leaves.
     drop(reactor);

@@ -118,7 +118,8 @@ pub struct ListenSpec {
 /// Whom to dial.
 #[derive(Clone, Debug)]
 pub struct DialSpec {
-    /// `host:port`, with IPv6 addresses in brackets.
+    /// `host:port`, with IPv6 addresses in brackets. Better a number than a name: libzmq asks the resolver on the thread
+    /// that serves all sockets of the process.
     pub address: String,
     /// The only key that the listener may have.
     pub server_key: PublicKey,

@@ -146,7 +146,7 @@ impl Reactor {
         out.bell.going_to_sleep();
         let timeout_ms = if out.wakers.iter().any(Waker::is_called) { 0 } else { timeout_ms };
         let polled = zmq::poll(&mut items, timeout_ms);
-        out.bell.awake();
+        out.bell.awake(items[0].is_readable());
         match polled {
             Ok(_) | Err(zmq::Error::EINTR) => {}
             Err(source) => return Err(TransportError::Zmq { operation: "poll", source }),

@@ -61,16 +61,56 @@ impl Bell {
         self.sleeping.store(true, Ordering::SeqCst);
     }
 
-    /// To be called after sleep; empties the eventfd if it was rung.
-    pub(crate) fn awake(&self) {
-        if !self.sleeping.swap(false, Ordering::SeqCst) {
+    /// To be called after sleep, with what the poll said of the eventfd; empties it if it was rung.
+    pub(crate) fn awake(&self, rung: bool) {
+        let called = !self.sleeping.swap(false, Ordering::SeqCst);
+        if rung || called {
             let mut count = [0u8; 8];
-            // Empty (EAGAIN) when the ring is still on its way: it will end one more sleep, at once and harmlessly.
+            // Empty (EAGAIN) when the ring is still on its way: it ends one more sleep, at once and harmlessly.
             let _ = nix::unistd::read(&self.event, &mut count);
         }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    fn is_ringing(bell: &Bell) -> bool {
+        let mut fds = [PollFd::new(bell.fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    #[test]
+    fn the_bell_rings_for_sleepers_only_and_once() {
+        let bell = Arc::new(Bell::new().unwrap());
+        let waker = Waker::new(bell.clone());
+        waker.wake();
+        assert!(!is_ringing(&bell) && waker.is_called() && waker.take() && !waker.take());
+        bell.going_to_sleep();
+        waker.wake();
+        waker.clone().wake();
+        assert!(is_ringing(&bell));
+        bell.awake(true);
+        assert!(!is_ringing(&bell));
+    }
+
+    #[test]
+    fn a_ring_that_comes_late_is_taken_off_after_the_next_sleep() {
+        let bell = Bell::new().unwrap();
+        bell.going_to_sleep();
+        // A caller took the flag, and is held up before it writes.
+        bell.sleeping.store(false, Ordering::SeqCst);
+        bell.awake(false);
+        nix::unistd::write(&bell.event, &1u64.to_ne_bytes()).unwrap();
+        bell.going_to_sleep();
+        assert!(is_ringing(&bell), "the sleep ends at once");
+        bell.awake(true);
+        assert!(!is_ringing(&bell), "the one after it does not");
     }
 }

@@ -37,3 +37,12 @@ fn a_linked_binary_needs_no_library_but_glibc() {
     let foreign: Vec<_> = needed.iter().copied().filter(|name| !glibc(name)).collect();
     assert!(foreign.is_empty(), "shared libraries beside glibc: {foreign:?}");
 }
+
+#[test]
+fn one_context_has_room_for_many_sockets() {
+    pf_transport::raise_file_limit().expect("the limit of open files");
+    let context = zmq::Context::new();
+    let sockets: Vec<zmq::Socket> =
+        (0..1_100).map(|_| context.socket(zmq::PAIR).expect("a socket")).collect();
+    assert_eq!(sockets.len(), 1_100);
+}

@@ -189,6 +189,35 @@ fn frames_travel_both_ways_with_the_peer_known_by_its_key() {
 }
 
 #[test]
+fn ipv6_addresses_and_host_names_work_as_well() {
+    let (client, keys) = (client(), KeyPair::generate().unwrap());
+    let server_keys = KeyPair::generate().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let (node, handle) = probe(&mut reactor, true);
+    let allow = AllowList::new();
+    allow.insert(keys.public, 0);
+    let mut dialled = Vec::new();
+    for (host, named) in [("::1", "[::1]"), ("127.0.0.1", "localhost")] {
+        let spec = ListenSpec {
+            hosts: vec![host.to_string()],
+            ports: Ports::any(),
+            keys: server_keys.clone(),
+            allow: allow.clone(),
+        };
+        match reactor.listen(node, spec) {
+            Ok(addresses) => dialled.push(format!("{named}:{}", addresses[0].rsplit_once(':').unwrap().1)),
+            Err(error) => eprintln!("SKIPPED: no {host} on this machine: {error}"),
+        }
+    }
+    let _running = run(reactor, handle);
+    for address in dialled {
+        let conn = client.handle.dial(&address, &server_keys, &keys);
+        client.handle.send(conn, b"hello");
+        assert_eq!(client.handle.frame(), (conn, Bytes::from_static(b"hello")), "{address}");
+    }
+}
+
+#[test]
 fn a_frame_of_the_largest_size_passes_and_a_larger_one_closes() {
     let (server, client) = (server(true), client());
     let keys = KeyPair::generate().unwrap();

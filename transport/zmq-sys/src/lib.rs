@@ -90,7 +90,8 @@ extern "C" {
     pub fn zmq_strerror(errnum: c_int) -> *const c_char;
     pub fn zmq_has(capability: *const c_char) -> c_int;
 
-    pub fn zmq_ctx_new() -> *mut c_void;
+    #[link_name = "zmq_ctx_new"]
+    fn plain_ctx_new() -> *mut c_void;
     pub fn zmq_ctx_term(context: *mut c_void) -> c_int;
     pub fn zmq_ctx_set(context: *mut c_void, option: c_int, value: c_int) -> c_int;
     pub fn zmq_ctx_get(context: *mut c_void, option: c_int) -> c_int;
@@ -115,7 +116,8 @@ extern "C" {
     pub fn zmq_socket(context: *mut c_void, kind: c_int) -> *mut c_void;
     pub fn zmq_close(socket: *mut c_void) -> c_int;
     pub fn zmq_setsockopt(socket: *mut c_void, option: c_int, value: *const c_void, size: size_t) -> c_int;
-    pub fn zmq_getsockopt(socket: *mut c_void, option: c_int, value: *mut c_void, size: *mut size_t) -> c_int;
+    pub fn zmq_getsockopt(socket: *mut c_void, option: c_int, value: *mut c_void, size: *mut size_t)
+        -> c_int;
     pub fn zmq_bind(socket: *mut c_void, address: *const c_char) -> c_int;
     pub fn zmq_unbind(socket: *mut c_void, address: *const c_char) -> c_int;
     pub fn zmq_connect(socket: *mut c_void, address: *const c_char) -> c_int;
@@ -134,4 +136,21 @@ extern "C" {
     pub fn zmq_z85_encode(text: *mut c_char, data: *const u8, size: size_t) -> *mut c_char;
     pub fn zmq_z85_decode(data: *mut u8, text: *const c_char) -> *mut u8;
     pub fn zmq_curve_keypair(public: *mut c_char, secret: *mut c_char) -> c_int;
+}
+
+/// Sockets of one context. libzmq's default of 1,023 is short for a process that dials hundreds of listeners: each dialled
+/// connection takes three, one for itself and two for its monitor.
+const MAX_SOCKETS: c_int = 16_384;
+
+/// `zmq_ctx_new` with room for more sockets, since the crate `zmq` has no call for this option.
+///
+/// # Safety
+/// As safe as the C function: the answer is null or a context for `zmq_ctx_term`.
+pub unsafe fn zmq_ctx_new() -> *mut c_void {
+    let context = plain_ctx_new();
+    if !context.is_null() {
+        // Refused only for numbers that are out of range.
+        zmq_ctx_set(context, ZMQ_MAX_SOCKETS as c_int, MAX_SOCKETS);
+    }
+    context
 }
