@@ -162,22 +162,32 @@ def resolve(broker: Optional[str]) -> Address:
 
 
 def remote(url: str) -> Address:
-    """A broker on another host: its certificate and our token lie in ``~/.config/pilotfish/brokers/HOST_PORT/``."""
+    """A broker on another host. Its certificate and our token are ``broker.crt`` and ``token`` in pf's configuration folder,
+    or, where one has several brokers, in ``brokers/HOST_PORT/`` there; PILOTFISH_TOKEN is taken before the file."""
     parts = urllib.parse.urlsplit(url)
     if not parts.hostname or not parts.port:
         raise ValueError("broker=%r is not written like https://HOST:PORT" % url)
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    folder = os.path.join(config, "pilotfish", "brokers", "%s_%d" % (parts.hostname, parts.port))
-    certificate, token_file = os.path.join(folder, "cert.pem"), os.path.join(folder, "token")
-    token = os.environ.get("PILOTFISH_TOKEN")
+    config = os.environ.get("PILOTFISH_DIR") or os.path.join(
+        os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config"), "pilotfish")
+    own = os.path.join(config, "brokers", "%s_%d" % (parts.hostname, parts.port))
+    folder = own if os.path.isdir(own) else config
+    certificate = os.path.join(folder, "broker.crt")
     if not os.path.isfile(certificate):
-        raise PilotfishError("the certificate of %s is not known: %s is missing" % (url, certificate))
-    if token is None:
-        try:
-            if os.stat(token_file).st_mode & 0o077:
-                raise PilotfishError("%s can be read by others; chmod 600 it, and make a new token" % token_file)
-            with open(token_file) as lines:
-                token = lines.read().strip()
-        except OSError as error:
-            raise PilotfishError("no token for %s: %s" % (url, error)) from error
+        error = PilotfishError("the certificate of %s is not known: there is no %s" % (url, certificate))
+        error.hint = "write what `pf broker cert` prints on the broker's host there"
+        raise error
+    token = os.environ.get("PILOTFISH_TOKEN") or read_token(os.path.join(folder, "token"))
     return Address(host=parts.hostname, port=parts.port, certificate=certificate, token=token)
+
+
+def read_token(path: str) -> str:
+    """The token in a file that only we can read."""
+    try:
+        if os.stat(path).st_mode & 0o077:
+            raise PilotfishError("token file %s is open to others; chmod 600 it, and better make a new token" % path)
+        with open(path) as lines:
+            return lines.read().strip()
+    except OSError as error:
+        made = PilotfishError("no token: %s" % error)
+        made.hint = "write what `pf broker token add NAME` prints on the broker's host there, with mode 0600"
+        raise made from error

@@ -60,12 +60,17 @@ def connect(address: Address) -> socket.socket:
             raise
         return sock
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # the certificate itself is pinned
+    context.check_hostname = False  # the certificate itself is pinned, whatever names it has
     context.load_verify_locations(cafile=address.certificate)
+    with open(address.certificate or "") as file:
+        pinned = ssl.PEM_cert_to_DER_cert(file.read())
     plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return context.wrap_socket(plain)
+        wrapped = context.wrap_socket(plain)
+        if wrapped.getpeercert(binary_form=True) != pinned:
+            raise ssl.SSLError("the broker shows another certificate than the one in %s" % address.certificate)
+        return wrapped
     except BaseException:
         plain.close()
         raise

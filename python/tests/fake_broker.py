@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socketserver
+import ssl
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler
@@ -29,6 +30,7 @@ class FakeBroker:
         self.calls: List[str] = []
         self.held = False  # nothing leaves the queue
         self.cut_after_append = 0  # so many appends are done but not answered
+        self.authorization: Optional[str] = None
         self.refuse_jobs: Optional[Tuple[int, Dict[str, Any]]] = None
         self.running = True
         self.server: Any = None
@@ -43,31 +45,44 @@ class FakeBroker:
         """Listen."""
         if os.path.exists(self.path):
             os.unlink(self.path)
+        self.serve(socketserver.UnixStreamServer, self.path)
+
+    def start_tls(self, context: ssl.SSLContext, authorization: str) -> int:
+        """Listen by TLS on 127.0.0.1; returns the port."""
+        self.authorization = authorization
+        self.serve(socketserver.TCPServer, ("127.0.0.1", 0), context)
+        return int(self.server.server_address[1])
+
+    def serve(self, kind: Any, address: Any, context: Optional[ssl.SSLContext] = None) -> None:
+        """Serve requests on threads."""
         broker = self
 
         class Handler(RequestHandler):
             state = broker
 
-        class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        class Server(socketserver.ThreadingMixIn, kind):  # type: ignore[misc]
             daemon_threads = True
             request_queue_size = 64
 
             def get_request(self) -> Any:
                 request, _address = super().get_request()
+                if context is not None:
+                    request = context.wrap_socket(request, server_side=True)
                 broker.open_sockets.append(request)
                 return request, ("local", 0)
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # cut connections are what these tests are about
 
-        self.server = Server(self.path, Handler)
+        self.server = Server(address, Handler)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
         """Stop listening and cut all connections; the state stays."""
         self.server.shutdown()
         self.server.server_close()
-        os.unlink(self.path)
+        if os.path.exists(self.path):
+            os.unlink(self.path)
         with self.lock:
             self.server = None
             self.lock.notify_all()
@@ -174,6 +189,9 @@ class RequestHandler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         with state.lock:
             state.calls.append("%s %s" % (self.command, re.sub(r"[0-9a-f]{32,}", "ID", url.path)))
+        if state.authorization is not None and self.headers["Authorization"] != state.authorization:
+            self.error(401, "unauthorized", "unknown token")
+            return
         if url.path == "/v1/outcomes":
             self.outcomes({key: values[0] for key, values in parse_qs(url.query).items()})
             return

@@ -243,7 +243,7 @@ class ClientTest(unittest.TestCase):
         config = os.path.join(os.path.dirname(self.path), "config")
         folder = os.path.join(config, "pilotfish", "brokers", "%s_%d" % (host, port))
         os.makedirs(folder)
-        for name in ("cert.pem", "token"):
+        for name in ("broker.crt", "token"):
             with open(os.path.join(folder, name), "w") as file:
                 file.write("x")
             os.chmod(file.name, 0o600)
