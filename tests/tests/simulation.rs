@@ -1,0 +1,98 @@
+//! The real cores under faults, from seeds. A seed that fails is kept here as a test of its own.
+
+use pf_tests::sim::{Faults, Plan, World};
+
+const S: u64 = 1_000_000;
+const HOUR: u64 = 3_600 * S;
+
+fn run(plan: Plan) -> World {
+    let mut world = World::new(plan);
+    world.run(24 * HOUR);
+    world
+}
+
+#[test]
+fn without_faults_each_task_runs_once() {
+    let world = run(Plan::default());
+    assert!(world.truth.starts.values().all(|n| *n == 1), "{:?}", world.truth.starts);
+    assert_eq!(world.jobs().len(), 3);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log() {
+    let faults = Faults { until: 60 * S, lose_ppm: 20_000, broker_kills: 1, relay_kills: 1, ..Faults::default() };
+    let plan = Plan { seed: 5, faults, ..Plan::default() };
+    assert_eq!(run(plan.clone()).log_hash(), run(plan.clone()).log_hash());
+    assert_ne!(run(plan.clone()).log_hash(), run(Plan { seed: 6, ..plan }).log_hash());
+}
+
+#[test]
+fn lost_and_repeated_frames_lose_no_task_and_run_none_twice() {
+    for seed in 0..10 {
+        let faults = Faults { until: 120 * S, lose_ppm: 30_000, repeat_ppm: 30_000, ..Faults::default() };
+        let world = run(Plan { seed, faults, ..Plan::default() });
+        let twice: Vec<_> = world.truth.starts.iter().filter(|s| *s.1 > 1).collect();
+        assert!(twice.is_empty(), "seed {seed}: no process died, yet these ran again: {twice:?}");
+    }
+}
+
+#[test]
+fn a_killed_broker_or_relay_runs_nothing_twice() {
+    for seed in 0..10 {
+        let faults = Faults { until: 100 * S, broker_kills: 2, relay_kills: 2, ..Faults::default() };
+        let world = run(Plan { seed, faults, ..Plan::default() });
+        let twice: Vec<_> = world.truth.starts.iter().filter(|s| *s.1 > 1).collect();
+        assert!(twice.is_empty(), "seed {seed}: no manager died, yet these ran again: {twice:?}");
+    }
+}
+
+#[test]
+fn everything_at_once() {
+    for seed in 0..20 {
+        let faults = Faults {
+            until: 200 * S,
+            lose_ppm: 10_000,
+            repeat_ppm: 10_000,
+            broker_kills: 2,
+            relay_kills: 2,
+            node_kills: 2,
+            partitions: 2,
+        };
+        run(Plan { seed, faults, ..Plan::default() });
+    }
+}
+
+#[test]
+fn blocks_end_at_their_walltime_and_work_goes_on() {
+    for seed in 0..5 {
+        let plan = Plan { seed, walltime_ms: 60_000, tasks: 200, ..Plan::default() };
+        run(plan);
+    }
+}
+
+#[test]
+fn a_thousand_nodes_and_a_hundred_thousand_tasks_under_faults() {
+    let faults = Faults {
+        until: 60 * S,
+        lose_ppm: 1_000,
+        repeat_ppm: 1_000,
+        broker_kills: 1,
+        relay_kills: 1,
+        node_kills: 10,
+        partitions: 5,
+    };
+    let plan = Plan {
+        seed: 42,
+        jobs: 10,
+        tasks: 10_000,
+        blocks: 10,
+        nodes: 100,
+        cores: 8,
+        task_ms_max: 10_000,
+        faults,
+        check_always: false,
+        ..Plan::default()
+    };
+    let world = run(plan);
+    assert_eq!(world.truth.told.len(), 100_000);
+}
