@@ -33,6 +33,9 @@ pub struct Scaling {
     pub failures_max: u32,
     /// Pause after the first failure, milliseconds; doubles with each.
     pub backoff_ms: u64,
+    /// A submit that was not answered and that no status lists for this long has failed, milliseconds. A scheduler under load can
+    /// take minutes.
+    pub unclear_ms: u64,
 }
 
 impl Default for Scaling {
@@ -49,6 +52,7 @@ impl Default for Scaling {
             node: None,
             failures_max: 10,
             backoff_ms: 1_000,
+            unclear_ms: 900_000,
         }
     }
 }
@@ -71,6 +75,8 @@ pub struct Config {
     /// How long managers of blocks that run are waited for after a restart before their tasks are given up, milliseconds.
     /// At least twice the lease, or a task may run twice at once.
     pub grace_ms: u64,
+    /// Folder of the blocks' folders (`b7`, ..), for people.
+    pub blocks_dir: String,
     /// When to ask for blocks.
     pub scaling: Scaling,
 }
@@ -85,6 +91,7 @@ impl Default for Config {
             takeover: false,
             clock_offset_ms: 0,
             grace_ms: 2 * pf_protocol::limits::LEASE_MS + crate::limits::LEASE_MARGIN_MS,
+            blocks_dir: String::new(),
             scaling: Scaling::default(),
         }
     }
@@ -128,6 +135,8 @@ pub struct BlockRecord {
     pub queue: Option<String>,
     /// Account to charge.
     pub account: Option<String>,
+    /// Whether a manager of it ever connected: what ends before is a failure.
+    pub came_up: bool,
     /// Last known state.
     pub state: BlockState,
 }
@@ -190,7 +199,7 @@ pub enum Input {
     /// The time of [`Effect::SetTimer`] has come.
     Timer,
     /// The end of a turn of the shell: what was gathered is sent. Without it the core asks for a timer at once.
-    Flush,
+    TurnEnd,
     /// The process stood still for this long: silence is not held against anybody.
     ClockGap {
         /// Microseconds.

@@ -3,7 +3,23 @@
 //! [`Relay`] is one state machine, `handle(now, input, &mut effects)`: the shell (`pf-relay`) and the simulation feed it. It holds copies only: the
 //! broker's log is the truth, the managers have the running tasks, and what must survive its own end is the [`Roster`].
 
+mod block_life;
+mod blocks;
+mod broker_side;
+mod check;
+mod classes;
+mod flight;
 pub mod io;
 pub mod limits;
+mod manager;
+mod manager_side;
+mod outbox;
+mod place;
+mod queue;
+mod recover;
+mod relay;
+mod report;
+mod stop;
 
 pub use io::{BlockRecord, Config, Effect, Input, Roster, Scaling, Seen, SubmitResult};
+pub use relay::Relay;

@@ -69,3 +69,6 @@ pub const EXPLAIN_LINES_MAX: usize = 50;
 
 /// Connections that were accepted and have not said HELLO.
 pub const STRANGERS_MAX: usize = 65_536;
+
+/// How much the broker may send is thought over this often, microseconds: the count goes over all managers.
+pub const WINDOW_US: u64 = 20_000;

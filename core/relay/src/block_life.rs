@@ -1,0 +1,247 @@
+//! What becomes of a block: what the scheduler says of it, its end, what it left behind, and what its failure means for the next.
+
+use crate::io::{BlockRecord, Effect, Seen};
+use crate::limits::{BACKOFF_MS_MAX, ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US, POLL_SOON_US};
+use crate::relay::Relay;
+use pf_protocol::BlockId;
+use pf_protocol::report::{BlockEnd, BlockState};
+
+impl Relay {
+    pub(crate) fn poll_blocks_now(&mut self) {
+        self.blocks.poll_at = self.now;
+        if self.blocks.polling_since.is_some() {
+            self.blocks.poll_again = true;
+        } else {
+            self.poll_blocks();
+        }
+    }
+
+    pub(crate) fn poll_blocks(&mut self) {
+        let lost = self.blocks.polling_since.is_some_and(|since| self.now >= since + POLL_LOST_US);
+        if (self.blocks.polling_since.is_some() && !lost) || self.now < self.blocks.poll_at {
+            return;
+        }
+        let blocks: Vec<BlockRecord> = self
+            .blocks
+            .live()
+            .filter(|b| {
+                b.submit_after.is_none()
+                    && (b.record.scheduler_id.is_some() || !b.fresh || b.submitted_at > 0)
+            })
+            .map(|b| b.record.clone())
+            .collect();
+        if blocks.is_empty() {
+            return;
+        }
+        let calm = self.blocks.live().all(|b| b.pilot_conn.is_some() && b.drain.is_none() && b.fresh);
+        self.blocks.poll_at = self.now + if calm { POLL_CALM_US } else { POLL_SOON_US };
+        self.blocks.polling_since = Some(self.now);
+        self.effects.push(Effect::QueryBlocks { blocks });
+    }
+
+    pub(crate) fn on_blocks(&mut self, seen: Result<Vec<Seen>, String>) {
+        self.blocks.polling_since = None;
+        if std::mem::take(&mut self.blocks.poll_again) {
+            self.blocks.poll_at = self.now;
+        }
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(words) => {
+                return self.decide(format!("the scheduler does not say where blocks are: {words}"));
+            }
+        };
+        for id in self.blocks.live().map(|b| b.record.block).collect::<Vec<_>>() {
+            let Some(block) = self.blocks.all.get_mut(&id) else { continue };
+            let found = seen.iter().find(|s| {
+                s.name == block.record.name || block.record.scheduler_id.as_deref() == Some(&s.scheduler_id)
+            });
+            let Some(found) = found else {
+                self.block_not_listed(id);
+                continue;
+            };
+            block.fresh = true;
+            if block.record.scheduler_id.is_none() {
+                block.record.scheduler_id = Some(found.scheduler_id.clone());
+            }
+            if let Some(left) = found.walltime_left_ms.filter(|_| block.pilot_conn.is_none()) {
+                block.ends_at = Some(self.now.saturating_add(left.saturating_mul(1_000)));
+            }
+            match &found.state {
+                BlockState::Ended(end) => self.block_over(id, end.clone()),
+                state if *state != block.record.state => {
+                    block.record.state = state.clone();
+                    self.roster_changed();
+                }
+                _ => {}
+            }
+        }
+        self.check_barrier();
+    }
+
+    /// A block that the scheduler does not list: not assumed to be over, unless its submit was never answered and long ago.
+    fn block_not_listed(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.all.get_mut(&id) else { return };
+        if block.submit_after.is_some() || (block.fresh && block.submitted_at == 0) {
+            return;
+        }
+        block.fresh = true;
+        if block.record.scheduler_id.is_none()
+            && self.now >= block.submitted_at + self.config.scaling.unclear_ms * 1_000
+        {
+            let words = "the scheduler never listed it".to_string();
+            return self.block_over(id, BlockEnd::SubmitFailed(words));
+        }
+        if block.record.scheduler_id.is_some() && block.pilot_conn.is_none() {
+            block.record.state = BlockState::Unknown("the scheduler does not list it".into());
+        }
+    }
+
+    /// The block is over, by proof: its spools are read, then its managers are buried.
+    pub(crate) fn block_over(&mut self, id: BlockId, end: BlockEnd) {
+        let Some(block) = self.blocks.all.get_mut(&id).filter(|b| !b.is_over()) else { return };
+        let by_us = block.drain.is_some() || block.cancel_asked;
+        let end = if by_us && end == BlockEnd::Completed { BlockEnd::Cancelled } else { end };
+        block.record.state = BlockState::Ended(end.clone());
+        block.fresh = true;
+        let (came_up, record) = (block.record.came_up, block.record.clone());
+        self.decide(format!("{id} ended: {}", end_words(&end)));
+        self.effects.push(Effect::BlockOver { record: record.clone() });
+        self.read_spools(id);
+        self.count_failure(id, &end, came_up || by_us);
+        self.roster_changed();
+        self.forget_old_blocks();
+    }
+
+    fn count_failure(&mut self, id: BlockId, end: &BlockEnd, excused: bool) {
+        let no_fault = matches!(end, BlockEnd::Preempted | BlockEnd::Walltime | BlockEnd::Cancelled);
+        if excused || no_fault {
+            return;
+        }
+        self.blocks.roster.failures += 1;
+        let failures = self.blocks.roster.failures;
+        let doubled = self.config.scaling.backoff_ms.saturating_mul(1 << (failures - 1).min(30));
+        let pause_ms = doubled.min(BACKOFF_MS_MAX);
+        self.blocks.not_before = self.now + pause_ms * 1_000;
+        if failures >= self.config.scaling.failures_max {
+            let words = end_words(end);
+            self.pause(format!(
+                "{failures} blocks in a row ended before a manager connected; the last was {id}: {words}"
+            ));
+        } else {
+            self.decide(format!(
+                "wait {} s after {failures} blocks in a row that died young",
+                pause_ms / 1_000
+            ));
+        }
+    }
+
+    pub(crate) fn pause(&mut self, reason: String) {
+        self.decide(format!("pause: {reason}"));
+        self.blocks.roster.paused = Some(reason);
+        self.roster_changed();
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.decide("resume: asked by its owner".into());
+        self.blocks.roster.paused = None;
+        self.blocks.roster.failures = 0;
+        self.blocks.not_before = self.now;
+        self.roster_changed();
+    }
+
+    fn read_spools(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.all.get_mut(&id).filter(|b| !b.spools_asked) else { return };
+        block.spools_asked = true;
+        block.reading_the_end = block.is_over();
+        block.burying = std::mem::take(&mut block.to_bury);
+        self.effects.push(Effect::ReadSpools { record: block.record.clone() });
+    }
+
+    /// A manager's process has ended, as its pilot saw: what it spooled counts before the rest is given up.
+    pub(crate) fn bury_after_spools(&mut self, id: BlockId, handle: u32, why: &str) {
+        let Some(block) = self.blocks.all.get_mut(&id) else { return };
+        if !block.to_bury.iter().any(|(h, _)| *h == handle) {
+            block.to_bury.push((handle, why.into()));
+            self.read_spools(id);
+        }
+    }
+
+    pub(crate) fn on_spools_read(
+        &mut self,
+        id: BlockId,
+        result: Result<Vec<pf_protocol::outcome::OutcomeBatch>, String>,
+    ) {
+        match result {
+            Ok(mut batches) => {
+                batches.sort_by_key(|b| (b.manager, b.seq));
+                for batch in batches.into_iter().filter(|b| b.manager.block == id && b.seq > 0) {
+                    match self.manager_handles.get(&batch.manager).copied() {
+                        Some(handle) => self.take_outcomes(handle, batch),
+                        None => {
+                            self.end_attempts(&batch);
+                            self.outbox.push(batch);
+                        }
+                    }
+                }
+            }
+            Err(words) => self.decide(format!("the spools of {id} cannot be read: {words}")),
+        }
+        let Some(block) = self.blocks.all.get_mut(&id) else { return };
+        block.spools_asked = false;
+        let mut dead = std::mem::take(&mut block.burying);
+        if let (true, BlockState::Ended(end)) = (block.reading_the_end, block.record.state.clone()) {
+            let why = format!("block {id} ended: {}", end_words(&end));
+            block.spools_read = true;
+            dead.append(&mut block.to_bury);
+            dead.extend(block.managers.iter().map(|h| (*h, why.clone())));
+        }
+        for (handle, why) in dead {
+            self.bury(handle, &why, true);
+        }
+        // Others, or the whole block, may have ended while the spools were read.
+        if self.blocks.all.get(&id).is_some_and(|b| !b.to_bury.is_empty() || (b.is_over() && !b.spools_read))
+        {
+            self.read_spools(id);
+        }
+        self.roster_changed();
+        self.check_barrier();
+    }
+
+    pub(crate) fn on_block_log(&mut self, id: BlockId, tail: String) {
+        if let Some(block) = self.blocks.all.get_mut(&id) {
+            if !block.record.came_up && !tail.trim().is_empty() {
+                let last = tail.trim().lines().last().unwrap_or_default().to_string();
+                self.decide(format!("the last words of {id}: {last}"));
+            }
+        }
+        if let Some(block) = self.blocks.all.get_mut(&id) {
+            block.log_tail = Some(tail).filter(|t| !t.trim().is_empty());
+        }
+        self.report_dirty = true;
+    }
+
+    fn forget_old_blocks(&mut self) {
+        let over = self.blocks.all.iter().filter(|(_, b)| b.is_over() && b.spools_read).map(|(id, _)| *id);
+        let over: Vec<BlockId> = over.collect();
+        let most = over.len().saturating_sub(ENDED_BLOCKS_MAX);
+        for id in over.into_iter().take(most) {
+            self.blocks.all.remove(&id);
+        }
+    }
+}
+
+/// Why a block ended, in words.
+pub(crate) fn end_words(end: &BlockEnd) -> String {
+    match end {
+        BlockEnd::Completed => "by itself, exit code 0".into(),
+        BlockEnd::Failed(code) => format!("exit code {code}"),
+        BlockEnd::Signal(signal) => format!("signal {signal}"),
+        BlockEnd::Walltime => "at its walltime".into(),
+        BlockEnd::Cancelled => "cancelled".into(),
+        BlockEnd::Preempted => "preempted".into(),
+        BlockEnd::NodeFailed => "a node failed".into(),
+        BlockEnd::OutOfMemory => "out of memory".into(),
+        BlockEnd::SubmitFailed(words) => format!("the submit failed: {words}"),
+        BlockEnd::Unknown(words) => format!("nobody can tell why: {words}"),
+    }
+}

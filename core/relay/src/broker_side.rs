@@ -1,0 +1,314 @@
+//! What the broker says, and what it is told: definitions, tasks, cancels, confirmations, credit.
+
+use crate::io::Effect;
+use crate::limits::{CREDIT_TASKS_MIN, CREDIT_WORK_US};
+use crate::queue::{Chunk, Job};
+use crate::relay::Relay;
+use pf_protocol::limits::{LIST_ITEMS_MAX, RELAY_TASKS_MAX};
+use pf_protocol::message::{
+    Answer, AnswerWhat, Ask, AskWhat, Assign, CancelAttempts, Confirm, Message, Outcomes, Refuse, Release,
+    Return, Welcome,
+};
+use pf_protocol::outcome::{ErrorDetail, Outcome, OutcomeBatch, OutcomeKind, Ran};
+use pf_protocol::{AttemptId, JobId, ManagerId, Ranges};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl Relay {
+    pub(crate) fn on_broker_up(&mut self, welcome: &Welcome) {
+        let changed = self.epoch != welcome.epoch;
+        self.epoch = welcome.epoch;
+        self.endpoint = welcome.endpoint;
+        self.broker.hello_mut().epoch_seen = welcome.epoch;
+        if changed {
+            let blocks = self.blocks.live_records();
+            self.effects.push(Effect::RefreshTickets {
+                epoch: welcome.epoch,
+                endpoint: welcome.endpoint,
+                blocks,
+            });
+        }
+        self.recovery_begins();
+        self.report_dirty = true;
+    }
+
+    pub(crate) fn on_broker_down(&mut self, _reason: &str) {
+        self.recovery_ends();
+    }
+
+    /// A final refusal (fenced, unknown endpoint, not allowed) ends the relay; its blocks are left alone.
+    pub(crate) fn on_broker_refused(&mut self, refuse: &Refuse) {
+        if !refuse.retry && !self.exited {
+            self.exited = true;
+            let reason = format!("the broker refuses this relay: {} ({})", refuse.message, refuse.code);
+            self.effects.push(Effect::Exit { reason, ok: false });
+        }
+    }
+
+    pub(crate) fn on_broker_message(&mut self, message: Message) {
+        match message {
+            Message::Define(define) => {
+                for def in define.jobs {
+                    self.define(Arc::new(def));
+                }
+            }
+            Message::Assign(assign) => self.on_assign(assign),
+            Message::Confirm(Confirm { upto }) => {
+                for (manager, seq) in self.outbox.confirm(upto) {
+                    self.confirms.insert(manager, seq);
+                }
+            }
+            Message::Cancel(cancel) => self.cancel(cancel.job, &cancel.tasks, cancel.kill),
+            Message::Release(release) => self.on_release(&release),
+            Message::Unfinished(page) => self.on_unfinished(page),
+            Message::Ask(ask) => self.on_ask(ask),
+            // Nothing else is said by a broker; what is, is of a later version and was negotiated away.
+            _ => {}
+        }
+    }
+
+    fn define(&mut self, def: Arc<pf_protocol::job::JobDef>) {
+        let id = def.job;
+        let class = self.classes.number(&def.spec.resources);
+        let job = self.jobs.entry(id).or_insert_with(Job::new);
+        if std::mem::take(&mut job.ready) {
+            // It stands in the queue of its old class and priority.
+            let key = (Reverse(job.priority), job.class);
+            if let Some(queue) = self.ready.get_mut(&key) {
+                queue.retain(|other| *other != id);
+            }
+        }
+        self.classes.all[job.class].waiting -= job.waiting_count;
+        self.classes.all[class].waiting += job.waiting_count;
+        (job.class, job.priority, job.released) = (class, def.spec.priority, false);
+        job.def = Some(def);
+        self.make_ready(id);
+    }
+
+    fn on_assign(&mut self, assign: Assign) {
+        for batch in assign.batches {
+            let id = batch.job;
+            self.credit.tasks_taken += batch.tasks.len();
+            self.credit.bytes_taken += batch.blob.len() as u64;
+            let Some(chunk) = Chunk::new(batch) else {
+                self.decide(format!("a batch of {id} is malformed and was dropped"));
+                continue;
+            };
+            self.enqueue(id, chunk, false);
+        }
+    }
+
+    /// Puts tasks into the queue of their job.
+    pub(crate) fn enqueue(&mut self, id: JobId, chunk: Chunk, front: bool) {
+        let job = self.jobs.entry(id).or_insert_with(Job::new);
+        self.waiting_bytes += chunk.blob.len() as u64;
+        self.classes.all[job.class].waiting += chunk.len();
+        job.push(chunk, front);
+        self.make_ready(id);
+    }
+
+    /// Puts a job into the ready queue of its class, if it has something to place.
+    pub(crate) fn make_ready(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if !job.ready && job.available() > 0 {
+            job.ready = true;
+            self.ready.entry((Reverse(job.priority), job.class)).or_default().push_back(id);
+        }
+    }
+
+    /// Forgets tasks that wait; nobody is told.
+    pub(crate) fn forget_waiting(&mut self, id: JobId, tasks: &Ranges) -> Ranges {
+        let Some(job) = self.jobs.get_mut(&id).filter(|_| !tasks.is_empty()) else { return Ranges::new() };
+        let (gone, bytes) = job.remove_waiting(tasks);
+        self.classes.all[job.class].waiting -= gone.len();
+        self.waiting_bytes -= bytes;
+        gone
+    }
+
+    pub(crate) fn cancel(&mut self, id: JobId, tasks: &Ranges, kill: bool) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.cancelled.union_with(tasks);
+        job.cancel_kill |= kill;
+        let gone = self.forget_waiting(id, tasks);
+        self.made_cancelled(id, &gone);
+        let mut asked: BTreeMap<u32, Vec<AttemptId>> = BTreeMap::new();
+        for flight in self.flights.values().filter(|f| f.job == id) {
+            for place in flight.live_places().filter(|p| tasks.contains(flight.index(*p))) {
+                asked.entry(flight.manager).or_default().push(flight.attempt(place));
+            }
+        }
+        for (handle, attempts) in asked {
+            self.cancel_at(handle, attempts, kill);
+        }
+    }
+
+    /// Tells a manager to cancel; one that is away is told when it is back.
+    pub(crate) fn cancel_at(&mut self, handle: u32, attempts: Vec<AttemptId>, kill: bool) {
+        // What is on its way to the manager goes before.
+        self.send_dispatches(handle);
+        let conn = self.managers.get(&handle).filter(|m| m.judged).and_then(|m| m.conn);
+        if let Some(conn) = conn {
+            for page in attempts.chunks(LIST_ITEMS_MAX) {
+                self.to_peer(conn, CancelAttempts { epoch: self.epoch, attempts: page.to_vec(), kill });
+            }
+        }
+    }
+
+    /// Outcomes of tasks that were cancelled before they left the relay.
+    pub(crate) fn made_cancelled(&mut self, id: JobId, tasks: &Ranges) {
+        let mut rest = tasks.clone();
+        while !rest.is_empty() {
+            let page = rest.take_first(pf_protocol::limits::BATCH_TASKS_MAX as u64);
+            let first = self.mint(page.len() as u32);
+            let outcomes = page.iter().zip(first.n..).map(|(index, n)| Outcome {
+                job: id,
+                index,
+                attempt: AttemptId { epoch: first.epoch, n },
+                kind: OutcomeKind::Cancelled,
+                ran: Ran::No,
+                error: Some(Box::new(ErrorDetail {
+                    message: "cancelled before it started".into(),
+                    ..ErrorDetail::default()
+                })),
+                ..Outcome::default()
+            });
+            let outcomes = outcomes.collect();
+            self.outbox.push(OutcomeBatch { outcomes, ..self.own_batch(ManagerId::default(), "") });
+        }
+    }
+
+    /// A batch that the relay makes itself.
+    pub(crate) fn own_batch(&self, manager: ManagerId, node: &str) -> OutcomeBatch {
+        OutcomeBatch { manager, node: node.into(), seq: 0, ..OutcomeBatch::default() }
+    }
+
+    fn on_release(&mut self, release: &Release) {
+        for id in &release.jobs {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.released = true;
+                self.retire(*id);
+            }
+        }
+        let told: Vec<(u64, Vec<JobId>)> = self
+            .managers
+            .values_mut()
+            .filter_map(|m| {
+                let known: Vec<JobId> =
+                    release.jobs.iter().copied().filter(|j| m.defined.remove(j)).collect();
+                m.conn.filter(|_| !known.is_empty()).map(|conn| (conn, known))
+            })
+            .collect();
+        for (conn, jobs) in told {
+            self.to_peer(conn, Release { jobs });
+        }
+    }
+
+    /// Forgets a released job once nothing of it is left.
+    pub(crate) fn retire(&mut self, id: JobId) {
+        let over = self.jobs.get(&id).is_some_and(|j| j.released && j.placed == 0 && j.waiting_count == 0);
+        if over {
+            if let Some(job) = self.jobs.remove(&id).filter(|j| j.ready) {
+                if let Some(queue) = self.ready.get_mut(&(Reverse(job.priority), job.class)) {
+                    queue.retain(|other| *other != id);
+                }
+            }
+        }
+    }
+
+    /// Gives everything that waits back to the broker.
+    pub(crate) fn return_waiting(&mut self) {
+        let mut jobs: Vec<(JobId, Ranges)> = Vec::new();
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            let all = Ranges::from_range(0, u32::MAX);
+            let gone = self.forget_waiting(id, &all);
+            if !gone.is_empty() {
+                jobs.push((id, gone));
+            }
+        }
+        if !jobs.is_empty() {
+            let count: u64 = jobs.iter().map(|(_, tasks)| tasks.len()).sum();
+            self.decide(format!("give {count} tasks back to the broker: the relay stops"));
+            self.to_broker(Return { jobs });
+        }
+    }
+
+    /// Outcomes, then confirmations to managers, then credit.
+    pub(crate) fn send_to_broker(&mut self) {
+        while self.recovery.ready() && self.outbox.has_unsent() {
+            let Some((number, batches)) = self.outbox.next() else { break };
+            self.to_broker(Outcomes { number, batches });
+        }
+        for (manager, seq) in std::mem::take(&mut self.confirms) {
+            let Some(manager) = self.manager_handles.get(&manager).and_then(|h| self.managers.get_mut(h))
+            else {
+                continue;
+            };
+            manager.confirmed_seq = manager.confirmed_seq.max(seq);
+            if let Some(conn) = manager.conn {
+                self.to_peer(conn, Confirm { upto: seq });
+            }
+        }
+        self.grant_credit();
+    }
+
+    /// Tasks that may be here at once: some for each slot, and as many as are done in [`CREDIT_WORK_US`] by what was measured.
+    pub(crate) fn credit_window(&self) -> u64 {
+        let cores: u64 =
+            self.managers.values().filter(|m| m.usable()).map(|m| u64::from(m.capacity.cores)).sum();
+        let shortest =
+            self.jobs.values().filter(|j| j.waiting_count + j.placed > 0).filter_map(|j| j.mean_us).min();
+        let by_work = shortest.map_or(0, |mean| cores * CREDIT_WORK_US / mean.max(1));
+        let possible = self.blocks.cores_possible(&self.config.scaling);
+        (by_work + 2 * cores.max(possible) + CREDIT_TASKS_MIN).min(RELAY_TASKS_MAX)
+    }
+
+    pub(crate) fn on_ask(&mut self, ask: Ask) {
+        let id = ask.id;
+        match ask.what {
+            AskWhat::ReadLog { task, from } => {
+                let live = self.holds(task);
+                self.effects.push(Effect::ReadLog { ask: id, task, from, live });
+            }
+            AskWhat::ReadBlockLog { block } => match self.blocks.record(block) {
+                Some(record) => self.effects.push(Effect::ReadBlockLog { ask: id, record }),
+                None => self.answer(id, AnswerWhat::Failed(format!("block {block} is not known"))),
+            },
+            AskWhat::ExplainJob { job } => {
+                let lines = self.explain(job);
+                self.answer(id, AnswerWhat::Text(lines));
+            }
+            AskWhat::Pause => {
+                self.pause("paused by its owner".into());
+                self.answer(id, AnswerWhat::Done);
+            }
+            AskWhat::Resume => {
+                self.resume();
+                self.answer(id, AnswerWhat::Done);
+            }
+            AskWhat::CancelBlock { block } => {
+                let answer = match self.cancel_block(block, "cancelled by its owner") {
+                    true => AnswerWhat::Done,
+                    false => AnswerWhat::Failed(format!("block {block} is not known or over")),
+                };
+                self.answer(id, answer);
+            }
+            AskWhat::Stop { kill } => self.begin_stop(Some(id), kill),
+        }
+    }
+
+    pub(crate) fn answer(&mut self, id: u64, what: AnswerWhat) {
+        self.to_broker(Answer { id, what });
+    }
+
+    /// Whether the task is here and not over.
+    fn holds(&self, task: pf_protocol::TaskId) -> bool {
+        let Some(job) = self.jobs.get(&task.job) else { return false };
+        let waits = job.waiting.iter().chain(&job.suspects).any(|c| c.tasks.contains(task.index));
+        waits
+            || self
+                .flights
+                .values()
+                .any(|f| f.job == task.job && f.live_places().any(|p| f.index(p) == task.index))
+    }
+}

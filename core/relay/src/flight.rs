@@ -1,0 +1,112 @@
+//! What is placed: runs of attempts on managers. A flight is one dispatched run; its attempts are numbered in a row.
+
+use crate::queue::Chunk;
+use bytes::Bytes;
+use pf_protocol::{AttemptId, JobId};
+
+/// Where one attempt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Given to the manager.
+    Placed,
+    /// Known to run.
+    Started,
+    /// Over, or taken back.
+    Over,
+}
+
+/// One run of attempts of one job on one manager.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub job: JobId,
+    /// Handle of the manager.
+    pub manager: u32,
+    pub first: AttemptId,
+    /// Resource class that its tasks were counted with.
+    pub class: usize,
+    pub lost: u32,
+    tasks: Vec<u32>,
+    /// Where each item ends in `blob`; empty if there are none.
+    ends: Vec<u32>,
+    blob: Bytes,
+    states: Vec<State>,
+    live: u32,
+}
+
+impl Flight {
+    pub fn new(job: JobId, manager: u32, first: AttemptId, class: usize, chunk: &Chunk) -> Flight {
+        let tasks: Vec<u32> = chunk.tasks.iter().collect();
+        let ends = chunk.lens().iter().scan(0u32, |at, len| {
+            *at += len;
+            Some(*at)
+        });
+        let states = vec![State::Placed; tasks.len()];
+        let live = tasks.len() as u32;
+        let (ends, blob) = (ends.collect(), chunk.blob.clone());
+        Flight { job, manager, first, class, lost: chunk.lost, tasks, ends, blob, states, live }
+    }
+
+    /// Attempts that are not over.
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// The place of an attempt in this run.
+    pub fn place(&self, attempt: AttemptId) -> Option<usize> {
+        if attempt.epoch != self.first.epoch {
+            return None;
+        }
+        let place = attempt.n.checked_sub(self.first.n)? as usize;
+        (place < self.tasks.len()).then_some(place)
+    }
+
+    pub fn attempt(&self, place: usize) -> AttemptId {
+        AttemptId { epoch: self.first.epoch, n: self.first.n + place as u32 }
+    }
+
+    pub fn index(&self, place: usize) -> u32 {
+        self.tasks[place]
+    }
+
+    pub fn state(&self, place: usize) -> State {
+        self.states[place]
+    }
+
+    pub fn start(&mut self, place: usize) {
+        if self.states[place] == State::Placed {
+            self.states[place] = State::Started;
+        }
+    }
+
+    /// Marks an attempt over; false if it was.
+    pub fn end(&mut self, place: usize) -> bool {
+        let was_live = self.states[place] != State::Over;
+        if was_live {
+            self.states[place] = State::Over;
+            self.live -= 1;
+        }
+        was_live
+    }
+
+    pub fn item_len(&self, place: usize) -> u64 {
+        let start = if place == 0 { 0 } else { self.ends.get(place - 1).copied().unwrap_or(0) };
+        self.ends.get(place).map_or(0, |end| u64::from(end - start))
+    }
+
+    /// The task as something that waits again.
+    pub fn chunk(&self, place: usize) -> Chunk {
+        let has_items = !self.ends.is_empty();
+        let item = if has_items {
+            let start = if place == 0 { 0 } else { self.ends[place - 1] as usize };
+            self.blob.slice(start..self.ends[place] as usize)
+        } else {
+            Bytes::new()
+        };
+        Chunk::single(self.tasks[place], item, has_items, self.lost)
+    }
+
+    /// Places that are not over, in order.
+    pub fn live_places(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
+        (0..self.tasks.len()).filter(|p| self.states[*p] != State::Over)
+    }
+}
