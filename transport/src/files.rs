@@ -7,15 +7,17 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::error::TransportError;
 use crate::limits;
 
-/// Raises the soft limit of open files to the hard one; answers it. Children that use `select` should get the old one back.
+/// Raises the soft limit of open files to the hard one, or to [`limits::FILES_WANTED`] if that is less; answers what it is
+/// now. Tasks inherit it: whoever starts them gives them the old one back, since `select` breaks above 1,024.
 pub fn raise_file_limit() -> Result<u64, TransportError> {
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(TransportError::system("read RLIMIT_NOFILE"))?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    let wanted = hard.min(limits::FILES_WANTED).max(soft);
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
             .map_err(TransportError::system("raise RLIMIT_NOFILE"))?;
     }
-    Ok(hard)
+    Ok(wanted)
 }
 
 /// Whether so few descriptors are left that nobody else should be let in. Asks for the lowest free number, which is

@@ -65,6 +65,10 @@ pub(crate) const KEEPALIVE_COUNT: i32 = 4;
 /// Connections that the kernel may queue while the loop is busy: thousands of managers start at once.
 pub(crate) const ACCEPT_BACKLOG: i32 = 4_096;
 
+/// Open files that a process asks the system for, where the hard limit is higher: four for each connection tracked. Some
+/// systems allow a billion, and programs that close every possible descriptor then take minutes to start.
+pub const FILES_WANTED: u64 = 262_144;
+
 /// File descriptors kept free for logs, children and ZMQ itself; newcomers are put off when fewer are left. At the
 /// limit itself ZMQ's accept spins without an error.
 pub(crate) const FDS_RESERVED: u64 = 64;

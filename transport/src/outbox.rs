@@ -159,7 +159,8 @@ impl Outbox {
         }
     }
 
-    /// Ends a connection. What was sent before is still given a second to leave; nothing more comes from it.
+    /// Ends a connection. What was sent before is still given a second to leave, unless the peer does not read; nothing
+    /// more comes from it.
     ///
     /// ZeroMQ cannot cut a single accepted peer: if it speaks again, and is still allowed, it is a new connection.
     pub fn close(&mut self, conn: Conn) {

@@ -357,6 +357,38 @@ fn a_peer_that_does_not_read_for_a_while_loses_nothing() {
 }
 
 #[test]
+fn a_crowd_that_comes_at_once_is_let_in_and_answered() {
+    const CROWD: usize = 400;
+    let (server, crowd) = (server(true), client());
+    let keys: Vec<KeyPair> = (0..CROWD).map(|_| KeyPair::generate().unwrap()).collect();
+    for (keys, tag) in keys.iter().zip(0..) {
+        server.allow.insert(keys.public, tag);
+    }
+    let (address, server_key) = (server.address.clone(), server.keys.public);
+    crowd.handle.order(move |out| {
+        for keys in keys {
+            let conn = out.dial(&DialSpec { address: address.clone(), server_key, keys });
+            out.send(conn, Bytes::from_static(b"here"));
+        }
+    });
+    let mut answered = std::collections::BTreeSet::new();
+    while answered.len() < CROWD {
+        match crowd.handle.next() {
+            Told::Frame(conn, _) => assert!(answered.insert(conn), "answered once"),
+            Told::Connected(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut tags = std::collections::BTreeSet::new();
+    while tags.len() < CROWD {
+        tags.extend(server.running.handle.wait(|told| match told {
+            Told::Accepted(_, peer) => Some(Some(peer.tag)),
+            _ => Some(None),
+        }));
+    }
+}
+
+#[test]
 fn garbage_on_the_port_disturbs_nobody() {
     let (server, client) = (server(true), client());
     let keys = KeyPair::generate().unwrap();
