@@ -352,6 +352,8 @@ pub enum Code {
     DiskFull,
     /// What should be on disk could not be read.
     Unreadable,
+    /// A bug of the broker.
+    Internal,
 }
 
 impl Code {
@@ -375,6 +377,7 @@ impl Code {
             Code::Busy => "busy",
             Code::DiskFull => "disk_full",
             Code::Unreadable => "unreadable",
+            Code::Internal => "internal",
         }
     }
 
@@ -395,7 +398,7 @@ impl Code {
             Code::TooMany => 429,
             Code::NotConnected | Code::Busy => 503,
             Code::DiskFull => 507,
-            Code::Unreadable => 500,
+            Code::Unreadable | Code::Internal => 500,
         }
     }
 
