@@ -19,6 +19,17 @@ pub const BLOCK_BYTES_MAX: u32 = 65536;
 /// new file has to be made; small enough that an idle broker costs little disk.
 pub const LOG_SEGMENT_BYTES: u64 = 16 << 20;
 
+/// How far ahead of the last frame the log is filled with zeros while the disk has nothing else to do, in bytes. The first
+/// write into a preallocated block makes the file system commit its journal with the sync; an overwrite does not. On a
+/// busy ext4 that is the difference between 0.3 ms and 3 ms a commit.
+pub const ZERO_AHEAD_BYTES: u64 = 1 << 20;
+
+/// Bytes of zeros written and synced in one step: what a commit that comes meanwhile waits for.
+pub const ZERO_STEP_BYTES: u64 = 512 << 10;
+
+/// A commit up to this size, in bytes, is one where latency counts more than writing its blocks twice.
+pub const LIGHT_COMMIT_BYTES: usize = 64 << 10;
+
 /// Size at which a new payload segment is begun, in bytes: payload dies by whole segments, so smaller ones free space
 /// sooner, larger ones keep the folder short.
 pub const PAYLOAD_SEGMENT_BYTES: u32 = 64 << 20;
@@ -45,6 +56,9 @@ pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Size of the written reserve that only outcomes may use when the disk is full, in bytes: one log segment.
 pub const RESERVE_BYTES: u64 = 16 << 20;
+
+/// Pause in the work after which the reserve is written, a piece at a time: start-up and bursts come first.
+pub const RESERVE_IDLE: Duration = Duration::from_millis(50);
 
 /// Free space below which ordinary records are refused, in bytes: what can be in the queue when the check comes, and the
 /// segments that it is written to.

@@ -11,7 +11,7 @@ use crate::frame::{
     self, Before, FRAME_HEADER_BYTES, FrameHeader, Link, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use crate::queue::Batch;
-use crate::space::{self, Space};
+use crate::space::{self, Space, ZeroAhead};
 
 /// On a full disk new segments have this part of their normal size.
 const FULL_DISK_PART: u64 = 8;
@@ -34,6 +34,7 @@ pub(crate) struct Log {
     path: PathBuf,
     /// Size of the file, all of it allocated.
     allocated: u64,
+    ahead: ZeroAhead,
     /// Where the next frame goes.
     offset: u64,
     link: Link,
@@ -74,6 +75,7 @@ impl Log {
             file,
             path,
             allocated,
+            ahead: ZeroAhead::default(),
             offset: u64::from(block_bytes),
             link: frame::link(&header.encode()),
             dirty: false,
@@ -118,6 +120,21 @@ impl Log {
         Ok(size)
     }
 
+    /// Whether an idle moment should go into `write_zeros`.
+    pub fn wants_zeros(&self) -> bool {
+        self.ahead.wants(self.offset, self.allocated)
+    }
+
+    /// Prepares blocks for the next frames.
+    pub fn write_zeros(&mut self) -> Result<(), StoreError> {
+        self.ahead.step(&self.file, self.offset, self.allocated).on("write", &self.path)
+    }
+
+    /// Gives the unused rest of the current segment back, at the end.
+    pub fn shorten(&self) {
+        space::shorten(&self.file, &self.path, self.offset);
+    }
+
     /// Makes all frames durable.
     pub fn sync(&mut self) -> Result<(), StoreError> {
         if self.dirty {
@@ -137,14 +154,12 @@ impl Log {
         let path = id.path(&self.dir);
         let (file, allocated) = create(&self.dir, &path, &header, self.segment_bytes, frame_bytes, space)?;
         let old = std::mem::replace(&mut self.file, file);
-        // Gives the unused rest back. Nothing of meaning depends on it.
-        if let Err(error) = old.set_len(self.offset) {
-            tracing::warn!(file = %self.path.display(), %error, "cannot shorten a finished log segment");
-        }
+        space::shorten(&old, &self.path, self.offset);
         self.old.push(OldSegment { id: before.id, first_seq: self.header.first_seq, bytes: self.offset });
         self.header = header;
         self.path = path;
         self.allocated = allocated;
+        self.ahead = ZeroAhead::default();
         self.offset = u64::from(self.block_bytes);
         self.link = frame::link(&header.encode());
         Ok(())

@@ -2,7 +2,7 @@
 //! caller, `BlobReader` to anyone, `PayloadFiles` to the sync thread.
 //!
 //! A segment is 64 bytes of header, then blobs one behind the other: 16 bytes (length, CRC, job), then the caller's
-//! bytes. A `BlobRef` points at the bytes, so a part of a blob has a `BlobRef` too.
+//! bytes, then zeros if it was preallocated further. A `BlobRef` points at the bytes, so a part of a blob has a `BlobRef` too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -18,7 +18,7 @@ use crate::folder;
 use crate::frame::FORMAT_VERSION;
 use crate::limits::{BLOB_BYTES_MAX, OPEN_PAYLOAD_FILES_MAX, PAYLOAD_STEP_BYTES};
 use crate::scan::read_up_to;
-use crate::space::{self, Space};
+use crate::space::{self, Space, ZeroAhead};
 
 const MAGIC: [u8; 8] = *b"PFSTPAY\n";
 /// Where the first blob of a segment begins.
@@ -333,6 +333,9 @@ struct OpenPayload {
     path: PathBuf,
     file: File,
     allocated: u64,
+    /// Where the meaningful bytes end.
+    end: u64,
+    ahead: ZeroAhead,
     dirty: bool,
 }
 
@@ -345,6 +348,7 @@ impl PayloadFiles {
     pub fn write(&mut self, chunk: &Arc<Chunk>, space: &mut Space) -> Result<(), StoreError> {
         if self.open.as_ref().is_none_or(|open| open.segment != chunk.segment) {
             self.sync()?;
+            self.shorten();
             self.open = Some(create(&self.shared.dir, self.log_id, chunk.segment, space)?);
         }
         let Some(open) = &mut self.open else { return Ok(()) };
@@ -357,6 +361,7 @@ impl PayloadFiles {
             }
         }
         open.dirty = true;
+        open.end = chunk.end();
         let end = mark(chunk.segment, chunk.end());
         self.shared.written.store(end, Ordering::Release);
         self.shared.pending().flushed.retain(|flushed| !Arc::ptr_eq(flushed, chunk));
@@ -372,6 +377,26 @@ impl PayloadFiles {
             open.dirty = false;
         }
         Ok(())
+    }
+
+    /// Whether an idle moment should go into `write_zeros`.
+    pub fn wants_zeros(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.ahead.wants(open.end, open.allocated))
+    }
+
+    /// Prepares blocks for the next blobs.
+    pub fn write_zeros(&mut self) -> Result<(), StoreError> {
+        match &mut self.open {
+            Some(open) => open.ahead.step(&open.file, open.end, open.allocated).on("write", &open.path),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the unused rest of the current segment back.
+    pub fn shorten(&self) {
+        if let Some(open) = &self.open {
+            space::shorten(&open.file, &open.path, open.end);
+        }
     }
 
     /// Removes a segment.
@@ -408,7 +433,9 @@ fn create(dir: &Path, log_id: u64, segment: u32, space: &mut Space) -> Result<Op
         match create_file(&path, &payload_header(log_id, segment)) {
             Ok(file) => {
                 folder::sync_dir(dir)?;
-                return Ok(OpenPayload { segment, path, file, allocated: 0, dirty: false });
+                let end = u64::from(PAYLOAD_HEADER_BYTES);
+                let ahead = ZeroAhead::default();
+                return Ok(OpenPayload { segment, path, file, allocated: 0, end, ahead, dirty: false });
             }
             Err(error) if error.is_out_of_space() && space.out_of_space()? => folder::remove(&path)?,
             Err(error) => return Err(error),
@@ -445,7 +472,12 @@ pub(crate) fn check_segment(
     let mut blobs = 0;
     while at < size {
         let mut head = [0; BLOB_HEADER_BYTES as usize];
-        if read_up_to(&file, &mut head, at).on("read", &path)? < head.len() {
+        let got = read_up_to(&file, &mut head, at).on("read", &path)?;
+        if head == [0; BLOB_HEADER_BYTES as usize] {
+            // Preallocated: a header is never all zeros, since its CRC is not.
+            break;
+        }
+        if got < head.len() {
             return Ok((blobs, Some((at, "the file ends within a blob"))));
         }
         let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);

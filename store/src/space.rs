@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::error::{IoContext, StoreError, is_out_of_space};
 use crate::folder;
-use crate::limits::SPACE_CHECK_BYTES;
+use crate::limits::{SPACE_CHECK_BYTES, ZERO_AHEAD_BYTES, ZERO_STEP_BYTES};
 
 /// Bytes of the reserve that are written in one step, so that commits can come between.
 const STEP_BYTES: usize = 1 << 20;
@@ -23,9 +23,8 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64, or_write: bool) -> io
     let (Ok(start), Ok(size)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(io::Error::from(Errno::EFBIG));
     };
-    let flags = if or_write { FallocateFlags::empty() } else { FallocateFlags::FALLOC_FL_KEEP_SIZE };
     loop {
-        match fallocate(file, flags, start, size) {
+        match fallocate(file, FallocateFlags::empty(), start, size) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) if or_write => return write_zeros(file, offset, len),
@@ -45,6 +44,39 @@ fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
         at += piece as u64;
     }
     Ok(())
+}
+
+/// Writes the blocks ahead of a file's end for the first time, in idle moments, so that what is committed only overwrites:
+/// the first write into a preallocated block makes the file system commit its journal with the sync.
+#[derive(Debug, Default)]
+pub(crate) struct ZeroAhead {
+    zeroed: u64,
+}
+
+impl ZeroAhead {
+    /// Whether an idle moment should go into a `step`, when the meaningful bytes end at `end`.
+    pub fn wants(&self, end: u64, allocated: u64) -> bool {
+        self.zeroed < (end + ZERO_AHEAD_BYTES - ZERO_STEP_BYTES).min(allocated)
+    }
+
+    /// Writes and syncs one step of zeros.
+    pub fn step(&mut self, file: &File, end: u64, allocated: u64) -> io::Result<()> {
+        let start = self.zeroed.max(end);
+        let stop = (start + ZERO_STEP_BYTES).min(allocated);
+        if start < stop {
+            write_zeros(file, start, stop - start)?;
+            file.sync_data()?;
+        }
+        self.zeroed = stop.max(start);
+        Ok(())
+    }
+}
+
+/// Gives the unused rest of a finished file back. Nothing of meaning depends on it.
+pub(crate) fn shorten(file: &File, path: &Path, end: u64) {
+    if let Err(error) = file.set_len(end) {
+        tracing::warn!(file = %path.display(), %error, "cannot shorten a finished segment");
+    }
 }
 
 /// Watches the free space of one folder.
@@ -138,7 +170,7 @@ impl Space {
 }
 
 /// Bytes that no file system can compress away or store as a hole.
-fn write_noise(path: &std::path::Path, offset: u64, len: usize) -> io::Result<()> {
+fn write_noise(path: &Path, offset: u64, len: usize) -> io::Result<()> {
     let mut state = offset | 1;
     let mut noise = Vec::with_capacity(len + 8);
     while noise.len() < len {

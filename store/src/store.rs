@@ -134,6 +134,8 @@ impl Store {
             renew_at: Instant::now() + options.renew_every,
             written: position,
             snapshot_thread: None,
+            light: true,
+            last_work: Instant::now(),
         };
         let spawned = thread::Builder::new().name("store-sync".into()).spawn(move || worker.run());
         let thread = Some(spawned.on("start the sync thread for", dir)?);

@@ -11,6 +11,7 @@ use crate::Position;
 use crate::error::StoreError;
 use crate::folder::{self, SnapshotId};
 use crate::lease::Lease;
+use crate::limits::{LIGHT_COMMIT_BYTES, RESERVE_IDLE};
 use crate::log::Log;
 use crate::payload::PayloadFiles;
 use crate::queue::{Item, Shared, Work};
@@ -57,6 +58,10 @@ pub(crate) struct SyncThread {
     /// Position of the last frame written.
     pub written: u64,
     pub snapshot_thread: Option<JoinHandle<()>>,
+    /// Whether the last commit was small, so that preparing blocks ahead is worth their second write.
+    pub light: bool,
+    /// When something was last committed.
+    pub last_work: Instant,
 }
 
 impl SyncThread {
@@ -78,7 +83,14 @@ impl SyncThread {
 
     /// One round: work, or what is due when there is none. False when the store is closed.
     fn cycle(&mut self) -> Result<bool, StoreError> {
-        let deadline = if self.space.wants_reserve() { Instant::now() } else { self.renew_at };
+        let zeros = self.light && (self.log.wants_zeros() || self.payload.wants_zeros());
+        let deadline = if zeros {
+            Instant::now()
+        } else if self.space.wants_reserve() {
+            self.renew_at.min(self.last_work + RESERVE_IDLE)
+        } else {
+            self.renew_at
+        };
         let work = self.shared.take(deadline);
         let idle = work.is_empty();
         let stop = work.stop;
@@ -90,6 +102,12 @@ impl SyncThread {
         if Instant::now() >= self.renew_at {
             self.renew()?;
             self.space.check()?;
+            // Also under a load that never pauses the reserve grows.
+            if self.space.wants_reserve() {
+                self.space.write_reserve()?;
+            }
+        } else if idle && zeros {
+            self.write_zeros()?;
         } else if idle && self.space.wants_reserve() {
             self.space.write_reserve()?;
         }
@@ -97,7 +115,16 @@ impl SyncThread {
         Ok(true)
     }
 
+    /// Prepares blocks for the next commits.
+    fn write_zeros(&mut self) -> Result<(), StoreError> {
+        if self.log.wants_zeros() {
+            return self.log.write_zeros();
+        }
+        self.payload.write_zeros()
+    }
+
     fn perform(&mut self, work: Work) -> Result<(), StoreError> {
+        let waited = self.shared.waiting_bytes();
         // Payload is durable before a frame that may refer to it is written, so no replayed record can dangle.
         for chunk in &work.chunks {
             self.payload.write(chunk, &mut self.space)?;
@@ -125,6 +152,10 @@ impl SyncThread {
             self.payload.remove(segment)?;
         }
         self.shared.set_log_bytes(self.log.bytes());
+        if waited > 0 {
+            self.last_work = Instant::now();
+            self.light = waited < LIGHT_COMMIT_BYTES;
+        }
         Ok(())
     }
 
@@ -212,6 +243,8 @@ impl SyncThread {
             let work = self.shared.take(Instant::now());
             self.perform(work)?;
         }
+        self.log.shorten();
+        self.payload.shorten();
         self.lease.release(self.shared.synced())
     }
 }

@@ -1,4 +1,5 @@
 //! A store lives: append, sync, blobs, snapshot, reopen.
+#![expect(clippy::unwrap_used, reason = "a test ends where an expectation fails")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What takes another process or another file system: kill -9, a second holder, a full disk, a failing write. Children are
 //! this test binary again, told by an environment variable what to be.
+#![expect(clippy::unwrap_used, reason = "a test ends where an expectation fails")]
 
 mod common;
 
@@ -46,18 +47,23 @@ fn read_until(out: &mut impl BufRead, enough: impl Fn(&str, u64) -> bool) -> u64
     }
 }
 
+/// From now on this process can write no file beyond 40,000 bytes.
+fn forbid_large_files() {
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, 40_000, 40_000).unwrap();
+}
+
 #[test]
 fn child_main() {
     let (Ok(role), Some(dir)) = (std::env::var(ROLE), std::env::var_os(DIR)) else { return };
     let (mut store, _, _, events) = common::open(Path::new(&dir), quick());
-    if role == "limited" {
-        use nix::sys::resource::{Resource, setrlimit};
-        use nix::sys::signal::{SigHandler, Signal, signal};
-        // SAFETY: ignoring a signal runs no code of ours.
-        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
-        setrlimit(Resource::RLIMIT_FSIZE, 40_000, 40_000).unwrap();
-    }
     for index in 1u64.. {
+        if role == "limited" && index == 20 {
+            forbid_large_files();
+        }
         let blob = match store.blob_put(1, Class::Ordinary, &index.to_le_bytes()) {
             Ok(blob) => blob,
             Err(error) => {
@@ -240,4 +246,21 @@ fn a_disk_filled_to_the_last_byte_ends_without_a_false_acknowledgement() {
     assert!(report.position >= acknowledged);
     assert!(acknowledged.0 > 300, "{acknowledged:?}");
     let _: Events = events;
+}
+
+#[test]
+fn a_holder_that_was_fenced_off_says_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = quick();
+    options.renew_every = std::time::Duration::from_millis(20);
+    let (mut store, _, _, events) = common::open(dir.path(), options);
+    store.append(KIND, Class::Ordinary, b"mine").unwrap();
+    assert_eq!(store.sync().unwrap(), Position(1));
+    // Another host has taken the folder: all that the first one can see is the next epoch.
+    std::fs::write(dir.path().join("epoch-00000002"), b"").unwrap();
+    events.wait(|event| matches!(event, SyncEvent::Failed { reason } if reason.contains("was taken")));
+    assert!(matches!(store.append(KIND, Class::Outcome, b"late"), Err(StoreError::Failed { .. })));
+    let before = events.seen().len();
+    assert!(store.close().is_err());
+    assert_eq!(events.seen().len(), before);
 }

@@ -1,5 +1,9 @@
 //! What the store's tests share: small options, a collecting replay, events that can be waited for.
-#![allow(dead_code, clippy::allow_attributes, missing_docs, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses another part of it, so expect cannot say it"
+)]
 
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
