@@ -115,7 +115,9 @@ impl Storage {
         if self.store.pressure().log_bytes < self.snapshot_due_at {
             return Ok(());
         }
-        let (position, bytes) = core.snapshot();
+        let unwritable =
+            |error| StoreError::Failed { reason: format!("the state cannot be written: {error}") };
+        let (position, bytes) = core.snapshot().map_err(unwritable)?;
         if position != self.store.appended().0 {
             let reason = format!("the core counts {position} records, the log {}", self.store.appended().0);
             return Err(StoreError::Failed { reason });

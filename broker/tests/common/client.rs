@@ -55,7 +55,8 @@ impl Client {
     }
 
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: broker\r\nContent-Length: {}\r\n", body.len());
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nHost: broker\r\nContent-Length: {}\r\n", body.len());
         if !headers.iter().any(|h| h.0.eq_ignore_ascii_case("x-pilotfish-api")) {
             head.push_str("X-Pilotfish-Api: 1\r\n");
         }
