@@ -1,3 +1,26 @@
-//! Shells of pilot and manager: workers, topology, output, spool.
+//! Shells of pilot and manager: processes, workers, topology, output, spool.
+//!
+//! `pf` calls [`pilot_main`] and [`manager_main`]; what they decide is in `pf-manager-core`.
 
+mod capture;
+mod children;
+mod command;
+mod files;
+mod gpus;
+mod limits;
+mod manager;
+mod node;
+mod node_shape;
+mod oom;
+mod output;
+mod pilot;
+mod process;
+mod spawn;
+mod ticket;
 pub mod topology;
+mod wire;
+mod worker;
+
+pub use manager::manager_main;
+pub use pilot::{PILOT_LOG, pilot_main};
+pub use ticket::TicketError;

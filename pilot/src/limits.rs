@@ -1,0 +1,54 @@
+//! Every named maximum and interval of the shells, with its reason. What the cores decide has its limits there.
+
+use std::time::Duration;
+
+/// Output of one task that is kept, for each of its two streams. The rest is read and thrown away, with a note.
+pub(crate) const OUTPUT_BYTES_MAX: usize = 4 << 20;
+
+/// The end of standard error that travels with a failure: below the protocol's limit for texts, enough for a message.
+pub(crate) const STDERR_TAIL_BYTES: usize = 4 << 10;
+
+/// Output that is gathered before it goes to the log: one write of this size is cheap on any file system.
+pub(crate) const LOG_BUFFER_BYTES: usize = 256 << 10;
+
+/// Output reaches the log at least this often, µs, so that `pf logs -f` is alive.
+pub(crate) const LOG_FLUSH_US: u64 = 150_000;
+
+/// Buffers that may wait for the file system before output is no longer read: tasks then block on their pipes, memory does not grow.
+pub(crate) const LOG_BUFFERS_WAITING_MAX: usize = 64;
+
+/// One read of a pipe.
+pub(crate) const READ_BYTES: usize = 64 << 10;
+
+/// Reads of one pipe in one go, so that a task that writes without end does not hold up the others.
+pub(crate) const READS_A_TURN: usize = 16;
+
+/// What a worker's output pipes hold between two looks at them.
+pub(crate) const WORKER_PIPE_BYTES: i32 = 1 << 20;
+
+/// Threads that spawn: more do not help, since the kernel serialises much of it.
+pub(crate) const SPAWNERS_MAX: usize = 4;
+
+/// How often left-over processes of tasks are looked for after a task has ended, µs.
+pub(crate) const SWEEP_US: u64 = 100_000;
+
+/// How often it is looked whether the pilot still lives, µs.
+pub(crate) const PARENT_US: u64 = 1_000_000;
+
+/// Events taken from epoll in one go.
+pub(crate) const EVENTS_A_TURN: usize = 64;
+
+/// Grace of running tasks when the manager is told to end by a signal, ms: batch systems kill 30 s after SIGTERM, some sooner.
+pub(crate) const STOP_GRACE_MS: u64 = 5_000;
+
+/// The managers' walltime ends this long before the pilot's, ms, so that the pilot can still report.
+pub(crate) const MANAGER_BEFORE_PILOT_MS: u64 = 1_000;
+
+/// How long a manager waits for its own last frames and files when it ends.
+pub(crate) const LAST_FILES: Duration = Duration::from_secs(5);
+
+/// Largest ticket file.
+pub(crate) const TICKET_BYTES_MAX: u64 = 64 << 10;
+
+/// Highest CPU number that can be bound to: the size of a fixed `cpu_set_t`.
+pub(crate) const CPUS_MAX: u32 = 1_024;

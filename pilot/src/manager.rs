@@ -1,0 +1,158 @@
+//! The process `pf manager`: one a node, started by the pilot's launcher.
+
+use crate::command::Context;
+use crate::files::{Files, Places};
+use crate::limits::MANAGER_BEFORE_PILOT_MS;
+use crate::node::{ManagerNode, Parts};
+use crate::output::OutputLog;
+use crate::spawn::Spawners;
+use crate::{node_shape, process, ticket};
+use pf_link::Timing;
+use pf_manager_core::{ManagerConfig, ManagerCore};
+use pf_protocol::ManagerId;
+use pf_protocol::ticket::Ticket;
+use pf_transport::{Reactor, Waker, now_us};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+/// The worker, which runs under the user's Python.
+const WORKER_PY: &str = include_str!("../../python/pilotfish/worker.py");
+
+/// Walltime that is left for a manager, milliseconds; set by the pilot.
+pub(crate) const WALLTIME_VARIABLE: &str = "PF_WALLTIME_LEFT_MS";
+
+/// Name of the manager's node; set by a pilot that starts several on one machine.
+pub(crate) const NODE_NAME_VARIABLE: &str = "PF_NODE_NAME";
+
+/// Why a manager cannot begin.
+#[derive(Debug, thiserror::Error)]
+enum ManagerError {
+    #[error(transparent)]
+    Ticket(#[from] ticket::TicketError),
+    #[error("{what}")]
+    Io { what: String, source: io::Error },
+    #[error("start the manager's network")]
+    Transport(#[from] pf_transport::TransportError),
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ManagerError {
+    let what = what.into();
+    move |source| ManagerError::Io { what, source }
+}
+
+/// Runs a manager until its relay, its pilot or the walltime ends it. Exit code 0: all outcomes are confirmed or spooled. 1: it could not
+/// begin, and stderr says why.
+pub fn manager_main(ticket: &Path, node: u16) -> ExitCode {
+    process::exit_code("manager", run(ticket, node))
+}
+
+fn run(ticket_path: &Path, node: u16) -> Result<(), ManagerError> {
+    // Before any thread is there, so that all of them leave these signals to the descriptor.
+    let signals = process::take_signals().map_err(|e| io_error("block signals")(e.into()))?;
+    process::be_subreaper();
+    let ticket = ticket::read(ticket_path)?;
+    ticket::dial_specs(ticket_path, &ticket)?;
+    let incarnation = process::random()?;
+    let manager = ManagerId { block: ticket.block, node, incarnation };
+    let (shape, gpus) = node_shape::local(&ticket);
+    let scratch = Scratch::make(&ticket, incarnation)?;
+    let context = Context {
+        env: Context::own_env(),
+        work_dir: PathBuf::from(&ticket.work_dir),
+        python: ticket.python.clone(),
+        worker_py: scratch.worker_py.clone(),
+        gpus,
+    };
+
+    let now = now_us();
+    let left_ms = std::env::var(WALLTIME_VARIABLE).ok().and_then(|text| text.parse().ok());
+    let left_ms: u64 = left_ms.unwrap_or_else(|| ticket.walltime_ms.saturating_sub(MANAGER_BEFORE_PILOT_MS));
+    let slots = shape.cores.len();
+    let config = ManagerConfig {
+        manager,
+        node: std::env::var(NODE_NAME_VARIABLE).unwrap_or_else(|_| process::host()),
+        pid: std::process::id(),
+        clock_ms: process::clock_ms(),
+        shape,
+        walltime_end: now.saturating_add(left_ms.saturating_mul(1_000)),
+        epoch_seen: ticket.epoch,
+        timing: Timing::default(),
+    };
+    tracing::info!(%manager, node = config.node, slots, "manager starts");
+
+    let waker: Arc<OnceLock<Waker>> = Arc::default();
+    let wake = || {
+        let waker = waker.clone();
+        move || {
+            if let Some(waker) = waker.get() {
+                waker.wake();
+            }
+        }
+    };
+    let places =
+        Places { output: PathBuf::from(&ticket.output_dir), block: PathBuf::from(&ticket.dir), manager };
+    let files = Files::start(places, Box::new(wake())).map_err(io_error("start the file thread"))?;
+    let spawners =
+        Spawners::start(context, slots, Box::new(wake())).map_err(io_error("start the spawner threads"))?;
+    let parts = Parts {
+        core: ManagerCore::new(config, now),
+        ticket_path: ticket_path.into(),
+        spawners,
+        output: OutputLog::new(files),
+        signals,
+    };
+    let mut reactor = Reactor::new()?;
+    let shell = ManagerNode::new(parts).map_err(|e| io_error("make epoll descriptors")(e.into()))?;
+    let id = reactor.add(Box::new(shell));
+    // The only set; nobody calls before the node runs.
+    let _ = waker.set(reactor.waker(id));
+    reactor.run()?;
+    drop(reactor);
+    drop(scratch);
+    Ok(())
+}
+
+/// The manager's own folder on the node, gone when it ends.
+struct Scratch {
+    dir: PathBuf,
+    worker_py: PathBuf,
+}
+
+impl Scratch {
+    /// In the ticket's local folder if that can be used, else in the system's temporary one.
+    fn make(ticket: &Ticket, incarnation: u64) -> Result<Self, ManagerError> {
+        let name = format!("pf-{}-{incarnation:016x}", nix::unistd::geteuid());
+        let wanted = ticket.local_dir.iter().map(PathBuf::from);
+        let mut last = None;
+        for parent in wanted.chain([std::env::temp_dir()]) {
+            match Self::make_in(parent.join(&name)) {
+                Ok(scratch) => return Ok(scratch),
+                Err(error) => {
+                    tracing::warn!(dir = %parent.display(), %error, "a local folder cannot be used");
+                    last = Some((parent, error));
+                }
+            }
+        }
+        let (parent, error) = last.unwrap_or_else(|| (PathBuf::new(), io::ErrorKind::NotFound.into()));
+        Err(io_error(format!("make a local folder in {}", parent.display()))(error))
+    }
+
+    fn make_in(dir: PathBuf) -> io::Result<Self> {
+        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        let scratch = Scratch { worker_py: dir.join("worker.py"), dir };
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch.worker_py)?;
+        file.write_all(WORKER_PY.as_bytes())?;
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is a file in the node's temporary folder, which the node cleans up by itself.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}

@@ -1,0 +1,127 @@
+//! From what the hardware is to what the manager carves: reserved cores, overrides, more slots than cores.
+
+use crate::gpus::GpuEnv;
+use crate::topology::{self, GpuVendor};
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+use pf_manager_core::{Core, Gpu, NodeShape};
+use pf_protocol::ticket::{SlotPlan, Ticket};
+
+/// This machine as the ticket wants it used.
+pub(crate) fn local(ticket: &Ticket) -> (NodeShape, GpuEnv) {
+    let found = topology::read_local().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the hardware cannot be asked; CPUs are taken from the affinity mask");
+        from_affinity()
+    });
+    // Several "nodes" on one machine would be bound to the same cores.
+    let shared = ticket.launcher == "local" && ticket.nodes > 1;
+    shape(&found, &ticket.slots, !shared)
+}
+
+/// What is carved. `pin` is false where others use the same cores.
+fn shape(found: &topology::NodeShape, plan: &SlotPlan, pin: bool) -> (NodeShape, GpuEnv) {
+    let reserved = |core: &&topology::Core| !core.pus.iter().any(|pu| plan.reserved_cores.contains(pu));
+    let usable: Vec<&topology::Core> = found.cores.iter().filter(reserved).collect();
+    let count = plan.cores_override.map_or(usable.len(), |n| n as usize).max(1);
+    let pinned = pin && count <= usable.len();
+    let cores = (0..count)
+        .map(|n| Core { pus: if pinned { usable[n].pus.clone() } else { Vec::new() } })
+        .collect::<Vec<_>>();
+    let mut gpus: Vec<Gpu> = Vec::new();
+    let mut env = GpuEnv::default();
+    match plan.gpus_override {
+        Some(count) => {
+            for n in 0..count {
+                gpus.push(Gpu { name: format!("gpu{n}"), near: Vec::new() });
+                env.0.push((GpuVendor::Nvidia, n));
+            }
+        }
+        None => {
+            for gpu in &found.gpus {
+                let near = (0..cores.len())
+                    .filter(|&n| cores[n].pus.iter().any(|pu| gpu.pus.contains(pu)))
+                    .collect();
+                gpus.push(Gpu { name: gpu.model.clone(), near });
+                env.0.push((gpu.vendor, gpu.index));
+            }
+        }
+    }
+    let memory_bytes = found.memory_bytes;
+    (NodeShape { cores, gpus, memory_bytes, ..NodeShape::default() }, env)
+}
+
+/// Every CPU of the affinity mask as a core of its own.
+fn from_affinity() -> topology::NodeShape {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let cpus = (0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false));
+    let core = |(index, cpu): (usize, usize)| topology::Core {
+        index: index as u32,
+        os_index: cpu as u32,
+        package: 0,
+        numa: None,
+        l3: None,
+        efficiency: 0,
+        pus: vec![cpu as u32],
+    };
+    topology::NodeShape {
+        packages: 1,
+        cores: cpus.enumerate().map(core).collect(),
+        ..topology::NodeShape::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> topology::NodeShape {
+        let core = |n: u32| topology::Core {
+            index: n,
+            os_index: n,
+            package: 0,
+            numa: None,
+            l3: None,
+            efficiency: 0,
+            pus: vec![n, n + 64],
+        };
+        let gpu = |index: u32, pus: Vec<u32>| topology::Gpu {
+            index,
+            vendor: GpuVendor::Amd,
+            model: "MI250X".into(),
+            pci: String::new(),
+            numa: None,
+            pus,
+            memory_bytes: None,
+        };
+        topology::NodeShape {
+            packages: 1,
+            memory_bytes: 9,
+            numa: Vec::new(),
+            cores: (0..4).map(core).collect(),
+            gpus: vec![gpu(0, vec![2, 3]), gpu(1, vec![0, 1])],
+        }
+    }
+
+    #[test]
+    fn reserved_cores_are_left_out_and_gpus_know_their_cores() {
+        let plan = SlotPlan { reserved_cores: vec![0], ..SlotPlan::default() };
+        let (shape, env) = shape(&machine(), &plan, true);
+        assert_eq!(shape.cores.iter().map(|c| c.pus[0]).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!((&shape.gpus[0].near[..], &shape.gpus[1].near[..]), (&[1, 2][..], &[0][..]));
+        assert_eq!(env.variables(&[1]), [("ROCR_VISIBLE_DEVICES", "1".to_string())]);
+    }
+
+    #[test]
+    fn more_slots_than_cores_are_not_bound() {
+        let plan = |n| SlotPlan { cores_override: Some(n), ..SlotPlan::default() };
+        assert!(shape(&machine(), &plan(5), true).0.cores.iter().all(|c| c.pus.is_empty()));
+        assert!(shape(&machine(), &plan(4), true).0.cores.iter().all(|c| !c.pus.is_empty()));
+        assert!(shape(&machine(), &plan(2), false).0.cores.iter().all(|c| c.pus.is_empty()));
+        assert_eq!(shape(&machine(), &plan(0), true).0.cores.len(), 1);
+    }
+
+    #[test]
+    fn the_affinity_mask_is_enough_where_the_hardware_cannot_be_asked() {
+        assert!(!from_affinity().cores.is_empty());
+    }
+}
