@@ -43,6 +43,9 @@ pub const REPORT_US: u64 = 1_000_000;
 /// Scaling is thought over this often, microseconds.
 pub const SCALE_US: u64 = 250_000;
 
+/// And this often while there is neither block nor manager: an idle daemon on a login node hardly wakes up.
+pub const SCALE_QUIET_US: u64 = 1_000_000;
+
 /// The scheduler is asked this often while a block waits or is about to end, microseconds.
 pub const POLL_SOON_US: u64 = 1_000_000;
 

@@ -4,7 +4,7 @@ use crate::blocks::Blocks;
 use crate::classes::Classes;
 use crate::flight::Flight;
 use crate::io::{Config, Effect, Input, Roster};
-use crate::limits::{REPORT_US, SCALE_US, STRANGERS_MAX};
+use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_US, STRANGERS_MAX};
 use crate::manager::Manager;
 use crate::outbox::Outbox;
 use crate::queue::Job;
@@ -244,7 +244,8 @@ impl Relay {
             self.managers_link.on_timer(self.now, &mut self.events, &mut self.outs);
         }
         if self.now >= self.scale_at {
-            self.scale_at = self.now + SCALE_US;
+            let quiet = self.managers.is_empty() && self.blocks.live().next().is_none();
+            self.scale_at = self.now + if quiet { SCALE_QUIET_US } else { SCALE_US };
             self.drain_events();
             self.bury_the_silent();
             self.check_barrier();

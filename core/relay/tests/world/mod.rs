@@ -10,7 +10,7 @@ use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
 use pf_protocol::{AttemptId, BlockId, EndpointId, Epoch, JobId, JobKey, ManagerId, OwnerId, Ranges, TaskId};
 use pf_relay_core::{Config, Effect, Input, Relay, Roster, Scaling, Seen, SubmitResult};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const BROKER: u64 = 1;
 
@@ -62,7 +62,8 @@ pub struct World {
     pub exit: Option<(String, bool)>,
     pub refused: Vec<Refuse>,
     pub spools: BTreeMap<BlockId, Vec<OutcomeBatch>>,
-    pub hello: BTreeMap<u64, Who>,
+    inputs: VecDeque<Input>,
+    running: bool,
 }
 
 pub fn scaling() -> Scaling {
@@ -108,7 +109,8 @@ impl World {
             exit: None,
             refused: Vec::new(),
             spools: BTreeMap::new(),
-            hello: BTreeMap::new(),
+            inputs: VecDeque::new(),
+            running: false,
         };
         world.input(Input::Start);
         world
@@ -126,15 +128,21 @@ impl World {
         self.connect_broker();
     }
 
+    /// Hands an input in, and everything that follows from it, in order.
     pub fn input(&mut self, input: Input) {
-        let mut effects = Vec::new();
-        self.relay.handle(self.now, input, &mut effects);
-        self.relay.check();
-        self.relay.handle(self.now, Input::TurnEnd, &mut effects);
-        self.relay.check();
-        for effect in effects {
-            self.act(effect);
+        self.inputs.push_back(input);
+        if std::mem::replace(&mut self.running, true) {
+            return;
         }
+        while let Some(input) = self.inputs.pop_front() {
+            let mut effects = Vec::new();
+            self.relay.handle(self.now, input, &mut effects);
+            self.relay.check();
+            self.relay.handle(self.now, Input::TurnEnd, &mut effects);
+            self.relay.check();
+            effects.into_iter().for_each(|e| self.act(e));
+        }
+        self.running = false;
     }
 
     fn act(&mut self, effect: Effect) {
@@ -234,6 +242,7 @@ impl World {
                 self.out_to_relay(out);
             }
             Event::Message { message, .. } => self.broker_hears(message),
+            Event::Down { done: true, .. } => self.broker_up = false,
             other => panic!("the broker did not expect {other:?}"),
         }
     }
@@ -305,11 +314,12 @@ impl World {
     }
 
     pub fn connect_pilot(&mut self, block: u64, incarnation: u64) -> u64 {
+        let nodes = self.roster.blocks.iter().find(|b| b.block.0 == block).map_or(1, |b| b.nodes);
         let who = Who::Pilot {
             block: BlockId(block),
             incarnation,
             scheduler_id: None,
-            nodes: vec!["n".into()],
+            nodes: (0..nodes).map(|n| format!("n{n}")).collect(),
             walltime_left_ms: 3_600_000,
         };
         let conn = self.conn();

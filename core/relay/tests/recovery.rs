@@ -1,0 +1,259 @@
+//! The barrier after a restart, broken sessions, lost managers, adoption, the ordered end.
+
+mod world;
+
+use pf_protocol::job::{JobSpec, OnLost};
+use pf_protocol::message::{AnswerWhat, Ask, AskWhat, PilotReport, UnfinishedJob};
+use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind, Ran};
+use pf_protocol::report::{BlockEnd, BlockState};
+use pf_protocol::{AttemptId, BlockId, Epoch, JobId, Ranges};
+use pf_relay_core::{BlockRecord, Input, Roster, Scaling};
+use world::{World, scaling};
+
+const SECOND: u64 = 1_000_000;
+
+fn busy(managers: u16, tasks: u32) -> World {
+    let mut world = World::new(scaling());
+    world.connect_broker();
+    world.define(1, JobSpec::default());
+    world.assign(1, 0, tasks);
+    world.start_block(1, managers, 4);
+    world.pass(100_000);
+    world
+}
+
+fn unfinished(tasks: u32) -> Vec<UnfinishedJob> {
+    vec![UnfinishedJob { job: JobId(1), tasks: Ranges::from_range(0, tasks), ..UnfinishedJob::default() }]
+}
+
+fn running_roster() -> Roster {
+    let record = BlockRecord {
+        block: BlockId(1),
+        name: "pf-local-b1".into(),
+        scheduler_id: Some("idb1".into()),
+        nodes: 2,
+        walltime_ms: 3_600_000,
+        came_up: true,
+        state: BlockState::Running,
+        ..BlockRecord::default()
+    };
+    Roster { version: 7, next_block: 1, blocks: vec![record], ..Roster::default() }
+}
+
+#[test]
+fn a_broken_session_with_the_broker_loses_nothing() {
+    let mut world = busy(1, 20);
+    world.confirm = false;
+    world.end_tasks(1, 3, 1_000_000);
+    assert_eq!(world.outcomes.len(), 1);
+    world.unfinished = unfinished(20);
+    world.break_broker();
+    assert_eq!(
+        world.holding[&JobId(1)],
+        Ranges::from_range(0, 20),
+        "ended and not confirmed ones are held as well"
+    );
+    assert_eq!(world.outcomes.len(), 2, "what was not confirmed is sent again");
+    assert!(!world.managers[&1].unconfirmed.is_empty());
+    world.confirm = true;
+    world.end_tasks(1, 2, 1_000_000);
+    assert!(world.managers[&1].unconfirmed.is_empty(), "one confirmation covers what was sent before it");
+}
+
+#[test]
+fn what_the_broker_does_not_list_is_dropped() {
+    let mut world = busy(1, 20);
+    world.unfinished = unfinished(2);
+    world.break_broker();
+    assert_eq!(world.holding[&JobId(1)], Ranges::from_range(0, 2));
+    assert_eq!(world.held(), 2, "the manager was told to drop the others");
+    assert_eq!(world.relay.report().waiting, 0);
+}
+
+#[test]
+fn a_manager_that_comes_back_keeps_its_tasks() {
+    let mut world = busy(2, 40);
+    let held = world.managers[&1].held.clone();
+    world.cut_manager(1);
+    world.pass(20 * SECOND);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 0);
+    world.connect_manager(1);
+    assert_eq!(world.managers[&1].held, held);
+    world.end_tasks(1, 99, 1_000_000);
+    assert!(!world.managers[&1].held.is_empty(), "it gets work again");
+}
+
+#[test]
+fn what_a_manager_never_got_waits_again() {
+    let mut world = busy(1, 4);
+    world.cut_manager(1);
+    let lost = world.managers.get_mut(&1).and_then(|m| m.held.pop_first());
+    world.connect_manager(1);
+    let again = lost.map(|(_, task)| task);
+    assert_eq!(world.managers[&1].held.values().filter(|t| Some(**t) == again).count(), 1);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 0);
+}
+
+#[test]
+fn a_silent_manager_is_given_up_after_twice_its_lease_and_not_before() {
+    let mut world = busy(1, 3);
+    world.define(2, JobSpec { on_lost: OnLost::Wait, ..JobSpec::default() });
+    world.assign(2, 0, 1);
+    assert_eq!(world.held(), 4);
+    world.cut_manager(1);
+    world.pass(119 * SECOND);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 0);
+    world.pass(15 * SECOND);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 3, "the job that waits for proof still waits");
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Failed(1)));
+    world.pass(15 * SECOND);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 4);
+    let lost = world.outcomes.iter().flat_map(|b| &b.outcomes).find(|o| o.kind == OutcomeKind::NodeLost);
+    assert_eq!(lost.map(|o| o.ran), Some(Ran::Unknown));
+}
+
+#[test]
+fn the_end_of_a_block_is_proof_and_its_spools_count_first() {
+    let mut world = busy(1, 4);
+    world.cut_manager(1);
+    let manager = world.managers[&1].id;
+    let (attempt, task) = world.managers[&1].held.first_key_value().map(|(a, t)| (*a, *t)).unwrap();
+    let done = Outcome { job: task.job, index: task.index, attempt, ..Outcome::default() };
+    let batch = OutcomeBatch { manager, seq: 1, outcomes: vec![done], ..OutcomeBatch::default() };
+    world.spools.insert(BlockId(1), vec![batch]);
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Walltime));
+    world.pass(12 * SECOND);
+    assert_eq!(world.count(OutcomeKind::Value), 1);
+    assert_eq!(world.count(OutcomeKind::NodeLost), 3);
+}
+
+#[test]
+fn a_pilot_tells_of_the_end_of_a_manager() {
+    let mut world = busy(2, 40);
+    let held = world.managers[&2].held.len();
+    world.cut_manager(2);
+    world.pilot_says(1, PilotReport { walltime_left_ms: 1_000_000, ended: vec![(1, "signal 9".into())] });
+    assert_eq!(world.count(OutcomeKind::NodeLost), held);
+}
+
+#[test]
+fn a_second_pilot_is_refused() {
+    let mut world = busy(1, 1);
+    world.connect_pilot(1, 99);
+    assert_eq!(world.refused.last().map(|r| (r.code.as_str(), r.retry)), Some(("claimed", false)));
+}
+
+#[test]
+fn a_new_relay_waits_for_every_manager_before_it_dispatches() {
+    let mut world = World::again(scaling(), running_roster(), 5_000_000);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.epoch = 3;
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    assert_eq!(world.holdings, 0);
+    world.connect_pilot(1, 1);
+    let adopted = AttemptId { epoch: Epoch(3), n: 44 };
+    let stale = AttemptId { epoch: Epoch(2), n: 9 };
+    world.add_manager(1, 0, 4);
+    world.pass(SECOND);
+    assert_eq!(world.holdings, 0, "one of two managers has told");
+    let second = world.add_manager(1, 1, 4);
+    world.cut_manager(second);
+    world.pass(SECOND);
+    if let Some(manager) = world.managers.get_mut(&second) {
+        manager.held.insert(adopted, pf_protocol::TaskId { job: JobId(1), index: 3 });
+        manager.held.insert(stale, pf_protocol::TaskId { job: JobId(9), index: 3 });
+    }
+    world.connect_manager(second);
+    assert_eq!(world.holdings, 1);
+    assert_eq!(world.submits.len(), 0, "nothing is submitted twice");
+}
+
+#[test]
+fn inventories_are_adopted_and_the_rest_is_left_to_the_broker() {
+    let mut world = World::again(scaling(), running_roster(), 0);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.epoch = 3;
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    for node in 0..2 {
+        let handle = world.add_manager(1, node, 4);
+        if node == 0 {
+            world.cut_manager(handle);
+            let task = |job, index| pf_protocol::TaskId { job: JobId(job), index };
+            if let Some(manager) = world.managers.get_mut(&handle) {
+                manager.held.insert(AttemptId { epoch: Epoch(3), n: 44 }, task(1, 3));
+                manager.held.insert(AttemptId { epoch: Epoch(3), n: 2 }, task(9, 3));
+            }
+            world.connect_manager(handle);
+        }
+    }
+    assert_eq!(world.holdings, 1);
+    assert_eq!(world.holding[&JobId(1)], Ranges::from_range(3, 1));
+    assert_eq!(world.held(), 1, "what the broker does not want is dropped");
+    world.define(1, JobSpec::default());
+    world.assign(1, 0, 3);
+    world.assign(1, 4, 6);
+    while world.end_tasks(1, 9, 50_000) + world.end_tasks(2, 9, 50_000) > 0 {}
+    let ends = world.ends();
+    assert_eq!(ends.len(), 10);
+    assert!(ends.values().all(|n| *n == 1));
+}
+
+#[test]
+fn grace_ends_the_barrier() {
+    let mut world = World::again(scaling(), running_roster(), 0);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    world.pass(129 * SECOND);
+    assert_eq!(world.holdings, 0);
+    world.pass(3 * SECOND);
+    assert_eq!(world.holdings, 1);
+    assert!(world.holding.is_empty());
+}
+
+#[test]
+fn queued_and_ended_blocks_do_not_hold_the_barrier() {
+    let mut roster = running_roster();
+    let queued = BlockRecord {
+        block: BlockId(2),
+        name: "q".into(),
+        scheduler_id: Some("idb2".into()),
+        ..roster.blocks[0].clone()
+    };
+    roster.blocks.push(queued);
+    roster.next_block = 2;
+    let mut world = World::again(Scaling { max_blocks: 1, ..scaling() }, roster, 0);
+    assert_eq!(world.holdings, 0);
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Failed(2)));
+    world.blocks.insert(BlockId(2), BlockState::Queued("Priority".into()));
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    world.pass(2 * SECOND);
+    assert_eq!(world.holdings, 1);
+    assert!(world.submits.is_empty());
+}
+
+#[test]
+fn a_stop_gives_back_ends_blocks_and_leaves() {
+    let mut world = busy(1, 40);
+    world.say(Ask { id: 5, what: AskWhat::Stop { kill: false } });
+    assert!(world.returned[&JobId(1)].len() >= 35);
+    world.pass(SECOND);
+    assert!(world.exit.is_some(), "{:?}", world.relay.report());
+    assert_eq!(world.answers.last().map(|a| (a.id, a.what.clone())), Some((5, AnswerWhat::Done)));
+}
+
+#[test]
+fn a_stop_with_kill_does_not_hang_on_a_deaf_manager() {
+    let mut world = busy(1, 4);
+    world.cut_manager(1);
+    let pilot = world.pilots[&BlockId(1)].1;
+    world.pilot_conns.remove(&pilot);
+    world.input(Input::ConnClosed { conn: pilot });
+    world.input(Input::Stop { kill: true });
+    world.pass(30 * SECOND);
+    assert_eq!(world.cancels, [BlockId(1)]);
+    assert_eq!(world.exit.as_ref().map(|e| e.1), Some(true));
+}
