@@ -200,7 +200,7 @@ impl World {
 
     fn plan_faults(&mut self) {
         let faults = self.plan.faults.clone();
-        let mut when = |world: &mut World| world.rng.between(S, faults.until.max(2 * S));
+        let when = |world: &mut World| world.rng.between(S, faults.until.max(2 * S));
         for _ in 0..faults.broker_kills {
             let at = when(self);
             self.at(at, Event::Kill(Party::Broker));
@@ -714,7 +714,7 @@ impl World {
         self.at(ends, Event::BlockIsKilled { block, how: BlockEnd::Walltime });
         for node in 0..size {
             let place = self.nodes.len();
-            let core = manager::ManagerCore::new(manager::ManagerConfig {
+            let config = manager::ManagerConfig {
                 manager: ManagerId { block, node: node as u16, incarnation: self.rng.any() },
                 node: format!("n{place}"),
                 pid: place as u32,
@@ -723,7 +723,8 @@ impl World {
                 walltime_end: ends,
                 epoch_seen: Default::default(),
                 timing: Timing::default(),
-            });
+            };
+            let core = manager::ManagerCore::new(config, self.now);
             let running = BTreeMap::new();
             self.nodes.push(Node { core, block, alive: true, cut_off: false, running, armed: None });
             if let Some(batch) = self.batches.get_mut(&block) {
