@@ -9,7 +9,9 @@
 //! let (node, handle) = BrokerNode::open(&config)?;
 //! let mut reactor = Reactor::new()?;
 //! let broker = reactor.add(Box::new(node));
-//! // Here `pf` adds a relay and pairs it: reactor.pair(broker, relay).
+//! // Here `pf` adds a relay and pairs it: reactor.pair(broker, relay), with config.local_endpoint set to the name of its endpoint;
+//! // or lets relays come from elsewhere: pf_broker::listen_for_relays(&mut reactor, broker, allow, &RelayListen { .. }), where `allow` is
+//! // node.allow_list(), taken before the node is added.
 //! let reactor = std::thread::spawn(move || reactor.run());
 //! let http = HttpServer::start(handle.clone(), &HttpConfig { local_dir: "/run/user/1000/pilotfish".into(), ..HttpConfig::default() })?;
 //! // .. until handle.shutdown_asked() or a signal; then, in this order:
@@ -29,6 +31,7 @@ pub mod limits;
 mod loader;
 mod local;
 mod node;
+mod relays;
 mod storage;
 mod tls;
 mod token;
@@ -40,4 +43,5 @@ pub use http::{HttpConfig, HttpServer};
 pub use local::{LocalSocket, SOCKET_NAME, private_dir};
 pub use node::{BrokerConfig, BrokerNode};
 pub use pf_broker_core::{Caller, Reply, Request, Verb};
+pub use relays::{RelayListen, listen_for_relays};
 pub use tls::Identity;

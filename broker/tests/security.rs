@@ -230,3 +230,55 @@ fn a_silent_client_does_not_hold_up_the_end() {
     let mut rest = Vec::new();
     assert!(matches!(silent.read_to_end(&mut rest), Ok(0) | Err(_)));
 }
+
+/// Relays from other hosts: only a key that an endpoint names comes in, and only for that endpoint.
+#[test]
+fn a_relay_from_elsewhere_needs_the_key_of_its_endpoint() {
+    use pf_broker::{BROKER_OWNER, BrokerConfig, BrokerNode, RelayListen, Reply, listen_for_relays};
+    use pf_transport::{DialSpec, KeyPair, Reactor};
+    let root = tempfile::tempdir().unwrap();
+    let (node, handle) =
+        BrokerNode::open(&BrokerConfig::new(root.path().join("log"), "tester", "testhost")).unwrap();
+    let allow = node.allow_list();
+    let mut reactor = Reactor::new().unwrap();
+    let broker = reactor.add(Box::new(node));
+    let listen = RelayListen { hosts: vec!["127.0.0.1".into()], port: 0, key_dir: root.path().to_path_buf() };
+    let (addresses, server_key) = listen_for_relays(&mut reactor, broker, allow.clone(), &listen).unwrap();
+    let (keys, stranger) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let dial = |keys: &KeyPair| DialSpec { address: addresses[0].clone(), server_key, keys: keys.clone() };
+    let far = reactor.add(Box::new(common::relay::FakeRelay::dialling("far", dial(&keys))));
+    let impostor = reactor.add(Box::new(common::relay::FakeRelay::dialling("near", dial(&keys))));
+    let unknown = reactor.add(Box::new(common::relay::FakeRelay::dialling("far", dial(&stranger))));
+    assert!(far != impostor && impostor != unknown);
+    let put =
+        |name: &str, key: &KeyPair| Request::PutEndpoint { name: name.into(), relay_key: Some(key.public.0) };
+    let other = KeyPair::generate().unwrap();
+    let thread = std::thread::spawn(move || reactor.run().unwrap());
+    handle.request_blocking(BROKER_OWNER, put("far", &keys)).unwrap();
+    handle.request_blocking(BROKER_OWNER, put("near", &other)).unwrap();
+    assert!(allow.contains(&keys.public) && !allow.contains(&stranger.public));
+    let state =
+        |name: &str| match handle.request_blocking(BROKER_OWNER, Request::Endpoint { name: name.into() }) {
+            Ok(Reply::Endpoint(row)) => row.state.clone(),
+            other => panic!("{other:?}"),
+        };
+    common::eventually("the relay", || (state("far") == "connected").then_some(()));
+    assert_eq!(state("near"), "absent");
+    handle.stop();
+    thread.join().unwrap();
+    assert_eq!(handle.failure(), None);
+}
+
+/// A broker whose folder was taken by another (as after a failed sync) acknowledges nothing more and says why it ends.
+#[test]
+fn a_broker_that_lost_its_log_ends_without_a_word() {
+    let root = tempfile::tempdir().unwrap();
+    let world = World::start(root.path(), RelayIs::Absent);
+    let mut client = world.client();
+    client.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(1, false)).ok();
+    std::fs::write(root.path().join("log/epoch-00000099"), "").unwrap();
+    let why = common::eventually("the end", || world.handle.failure());
+    assert!(!why.is_empty());
+    let answer = client.call("PUT", &format!("/v1/jobs/{}", key(2)), &job(1, false));
+    assert_eq!(answer.code(), (503, "stopping".into()));
+}

@@ -7,12 +7,14 @@ use pf_protocol::message::{
     Credit, Hello, Holding, Message, Outcomes, TaskBatch, VERSION_MAX, VERSION_MIN, Who,
 };
 use pf_protocol::outcome::{Outcome, OutcomeBatch};
-use pf_transport::{CloseReason, Conn, Node, Outbox};
+use pf_transport::{CloseReason, Conn, DialSpec, Node, Outbox};
 
 /// Tasks that it takes beyond those it has answered.
 const CREDIT_TASKS: u64 = 50_000;
 
 pub struct FakeRelay {
+    /// A broker in another process, or None: the one that it is paired with.
+    dial: Option<DialSpec>,
     dialer: Dialer,
     works: bool,
     epoch: Epoch,
@@ -35,7 +37,11 @@ impl FakeRelay {
             clock_ms: 0,
         };
         let dialer = Dialer::new(hello, Timing::default());
-        FakeRelay { dialer, works, epoch: Epoch(0), taken: 0, credit: 0, number: 0, attempts: 0 }
+        FakeRelay { dial: None, dialer, works, epoch: Epoch(0), taken: 0, credit: 0, number: 0, attempts: 0 }
+    }
+
+    pub fn dialling(endpoint: &str, dial: DialSpec) -> FakeRelay {
+        FakeRelay { dial: Some(dial), ..FakeRelay::new(endpoint, true) }
     }
 
     fn take(&mut self, now: u64, events: Vec<Event>, outs: &mut Vec<Out>) {
@@ -115,6 +121,12 @@ impl FakeRelay {
 }
 
 impl Node for FakeRelay {
+    fn on_start(&mut self, _now: u64, out: &mut Outbox) {
+        if let Some(dial) = &self.dial {
+            out.dial(dial);
+        }
+    }
+
     fn on_connected(&mut self, now: u64, conn: Conn, out: &mut Outbox) {
         let mut outs = Vec::new();
         self.dialer.on_connected(now, conn.0, &mut outs);
@@ -128,6 +140,9 @@ impl Node for FakeRelay {
     }
 
     fn on_closed(&mut self, now: u64, conn: Conn, _reason: CloseReason, out: &mut Outbox) {
+        if let Some(dial) = &self.dial {
+            out.dial(dial);
+        }
         let mut events = Vec::new();
         self.dialer.on_closed(conn.0, &mut events);
         self.carry(now, events, Vec::new(), out);
