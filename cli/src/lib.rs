@@ -1,1 +1,70 @@
-//! The binary pf.
+//! The binary `pf`: arguments, configuration, and the verbs; it composes broker, relay and pilot from their crates.
+//!
+//! `main.rs` calls [`main`]; integration tests use the modules to compare what is documented with what is built.
+
+pub mod args;
+pub mod array;
+pub mod client;
+pub mod config;
+pub mod error;
+pub mod exit;
+pub mod limits;
+pub mod output;
+pub mod submit;
+pub mod units;
+mod verbs;
+
+use args::{Cli, Verb};
+use clap::{CommandFactory, Parser};
+use config::{Config, Surroundings};
+use error::{CliError, Result};
+use exit::Exit;
+use output::Output;
+use std::process::ExitCode;
+
+/// What every verb has at hand.
+pub(crate) struct Context {
+    config: Config,
+    output: Output,
+    surroundings: Surroundings,
+    /// `--config` as given, to pass it on to a daemon.
+    config_flag: Option<std::path::PathBuf>,
+}
+
+/// Runs `pf` with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            error.print(json);
+            error.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit> {
+    // These three need no configuration: a pilot must not fail because of a file that its user is just editing.
+    match &cli.verb {
+        Verb::Completions { shell } => return completions(*shell),
+        Verb::Pilot(passed) => return Ok(verbs::passed::pilot(&passed.args)),
+        Verb::Manager(passed) => return Ok(verbs::passed::manager(&passed.args)),
+        _ => {}
+    }
+    let surroundings = Surroundings::here();
+    let config = Config::load(&surroundings, &surroundings.sources(cli.global.config.as_deref())?)?;
+    let output = Output::new(&cli.global);
+    let context = Context { config, output, surroundings, config_flag: cli.global.config };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| CliError::internal("start the runtime").because(e))?;
+    runtime.block_on(verbs::run(&context, cli.verb))
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pf", &mut script);
+    Output { json: false, quiet: false, colour: false, live: false }.bytes(&script)?;
+    Ok(Exit::Ok)
+}

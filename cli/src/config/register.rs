@@ -1,0 +1,241 @@
+//! The one register of settings: name, kind, built-in value, meaning. Everything else about configuration reads it:
+//! the loader (`layers`), the typed view (`typed`), `pf config show`, and `configs/default.toml`, which a test compares.
+
+use super::value::Value;
+
+/// What a setting may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// A folder or file; `~` and `$VAR` at its beginning are replaced.
+    Path,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A whole number within bounds.
+    Int {
+        /// Smallest.
+        min: i64,
+        /// Largest.
+        max: i64,
+    },
+    /// A duration as text, `"90s"`, `"24h"`.
+    Duration,
+    /// A list of texts.
+    Texts,
+    /// A list of whole numbers from 0.
+    Ints,
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// `section.key`; `endpoint.key` stands for `endpoints.NAME.key` of each endpoint.
+    pub name: &'static str,
+    /// What it may hold.
+    pub kind: Kind,
+    /// Built-in value, as TOML.
+    pub default: &'static str,
+    /// What it is for: the comment in `configs/default.toml`.
+    pub about: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
+    Key { name, kind, default, about }
+}
+
+/// Section of the settings that each endpoint has.
+pub const ENDPOINT_SECTION: &str = "endpoint";
+
+/// Sections in the order in which the reference shows them, with what each is for.
+pub const SECTIONS: [(&str, &str); 4] = [
+    ("client", "What `pf` does when its command line does not say."),
+    ("broker", "The broker: where clients find it, and where it listens."),
+    (
+        "places",
+        "The four places. PILOTFISH_DIR=/x puts all of them, and this file (/x/config.toml), below /x.",
+    ),
+    (
+        "endpoint",
+        "An endpoint: a place where tasks run. `local` is this machine; it exists without being named.",
+    ),
+];
+
+/// All settings.
+pub const KEYS: &[Key] = &[
+    key("client.endpoint", Kind::Text, "\"local\"", "Endpoint of jobs that do not name one."),
+    key(
+        "broker.address",
+        Kind::Text,
+        "\"\"",
+        "A broker on another host, as \"https://HOST:PORT\". Empty: this host's own, started when it is needed.",
+    ),
+    key(
+        "broker.certificate",
+        Kind::Path,
+        "\"~/.config/pilotfish/broker.crt\"",
+        "That broker's certificate (`pf broker cert` prints it there). No other certificate is believed.",
+    ),
+    key(
+        "broker.token_file",
+        Kind::Path,
+        "\"~/.config/pilotfish/token\"",
+        "File with the token for it (`pf broker token add NAME` prints one there). Must be readable by you only.",
+    ),
+    key(
+        "broker.listen",
+        Kind::Texts,
+        "[]",
+        "Where this host's broker serves clients of other hosts by TLS: \"ADDRESS:PORT\" each. Empty: Unix socket only.",
+    ),
+    key(
+        "broker.listen_relays",
+        Kind::Texts,
+        "[]",
+        "Where it lets relays of other hosts in (ZeroMQ with CURVE): \"ADDRESS:PORT\" each, one port for all.",
+    ),
+    key(
+        "places.durable",
+        Kind::Path,
+        "\"~/.local/share/pilotfish\"",
+        "The broker's log: must survive a reboot.",
+    ),
+    key(
+        "places.shared",
+        Kind::Path,
+        "\"~/.local/share/pilotfish/shared\"",
+        "Folders of blocks, with tickets and spools: must be seen by login node and compute nodes.",
+    ),
+    key(
+        "places.local",
+        Kind::Path,
+        "\"$XDG_RUNTIME_DIR/pilotfish\"",
+        "Sockets: on this host only. Without XDG_RUNTIME_DIR: /tmp/pilotfish-UID.",
+    ),
+    key(
+        "places.output",
+        Kind::Path,
+        "\"~/.local/share/pilotfish/output\"",
+        "What tasks print, and their work directories.",
+    ),
+    key(
+        "endpoint.profile",
+        Kind::Text,
+        "\"local\"",
+        "Site profile: facts of the machine, below these settings.",
+    ),
+    key("endpoint.provider", Kind::Choice(&["local"]), "\"local\"", "Who is asked for nodes."),
+    key(
+        "endpoint.launcher",
+        Kind::Choice(&["local"]),
+        "\"local\"",
+        "How managers are started on the nodes of a block.",
+    ),
+    key(
+        "endpoint.blocks_min",
+        Kind::Int { min: 0, max: 10_000 },
+        "0",
+        "Blocks to keep even when nothing waits.",
+    ),
+    key("endpoint.blocks_max", Kind::Int { min: 1, max: 10_000 }, "1", "Blocks at once, at the most."),
+    key("endpoint.nodes_per_block", Kind::Int { min: 1, max: 100_000 }, "1", "Nodes of each block."),
+    key("endpoint.walltime", Kind::Duration, "\"24h\"", "How long a block may run."),
+    key(
+        "endpoint.idle",
+        Kind::Duration,
+        "\"2m\"",
+        "A block that has had nothing to do for this long is given back.",
+    ),
+    key(
+        "endpoint.cores",
+        Kind::Int { min: 0, max: 65_536 },
+        "0",
+        "Cores that each node offers to tasks. 0: what the hardware has. More than it has: tasks are not pinned.",
+    ),
+    key(
+        "endpoint.gpus",
+        Kind::Int { min: -1, max: 1_024 },
+        "-1",
+        "GPUs that each node offers to tasks. -1: what the hardware has.",
+    ),
+    key(
+        "endpoint.reserved_cores",
+        Kind::Ints,
+        "[]",
+        "Cores kept back from tasks, by the number that the kernel gives them.",
+    ),
+    key(
+        "endpoint.python",
+        Kind::Text,
+        "\"python3\"",
+        "Interpreter for Python functions that do not name one.",
+    ),
+];
+
+/// The setting of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.name == name)
+}
+
+impl Key {
+    /// The section, before the dot.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(section, _)| section)
+    }
+
+    /// The name within its section.
+    #[must_use]
+    pub fn short(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, short)| short)
+    }
+
+    /// The built-in value.
+    #[must_use]
+    pub fn built_in(&self) -> Value {
+        Value::from_toml_literal(self.default, self.kind).unwrap_or(Value::Text(String::new()))
+    }
+}
+
+/// The commented reference, which is `configs/default.toml`: each setting with its meaning and its built-in value.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Every setting of Pilotfish with its built-in value. Copy what you want to change to ~/.config/pilotfish/config.toml.\n\
+         # Later layers win: built-in, site profile, /etc/pilotfish/config.toml (admin), ~/.config/pilotfish/config.toml, the\n\
+         # environment (PILOTFISH_SECTION_KEY, for instance PILOTFISH_PLACES_DURABLE), flags. `pf config show` tells what holds and why.\n",
+    );
+    for (section, about) in SECTIONS {
+        let header = if section == ENDPOINT_SECTION { "endpoints.local" } else { section };
+        text.push_str(&format!("\n# {about}\n[{header}]\n"));
+        for key in KEYS.iter().filter(|k| k.section() == section) {
+            text.push_str(&format!("# {}\n{} = {}\n", key.about, key.short(), key.default));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_value_is_of_its_kind() {
+        for key in KEYS {
+            assert!(Value::from_toml_literal(key.default, key.kind).is_ok(), "{}", key.name);
+            assert!(SECTIONS.iter().any(|s| s.0 == key.section()), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn the_reference_file_is_this_register() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/default.toml");
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        if there != reference() && std::env::var_os("PF_BLESS").is_some() {
+            std::fs::write(path, reference()).expect("write configs/default.toml");
+            return;
+        }
+        assert_eq!(there, reference(), "configs/default.toml is old: run this test with PF_BLESS=1");
+    }
+}

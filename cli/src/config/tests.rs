@@ -1,0 +1,142 @@
+//! Layering, and the errors of a wrong configuration, as people see them.
+
+use super::*;
+use std::path::PathBuf;
+
+fn surroundings(vars: &[(&str, &str)]) -> Surroundings {
+    let env = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Surroundings { env, uid: 1000 }
+}
+
+fn sources(folder: &Path, admin: &str, user: &str, env: &[(&str, &str)]) -> Sources {
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("write");
+        (!text.is_empty()).then_some(path)
+    };
+    let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Sources { admin: file("admin.toml", admin), user: file("user.toml", user), env, flags: Vec::new() }
+}
+
+fn error_of(admin: &str, user: &str, env: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let error =
+        Config::load(&surroundings(&[("HOME", "/home/u")]), &sources(folder.path(), admin, user, env))
+            .unwrap_err();
+    assert_eq!(error.exit, crate::exit::Exit::Usage);
+    error.lines().join("\n").replace(&folder.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn later_layers_win_and_say_so() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let admin = "[places]\ndurable = \"/admin/durable\"\noutput = \"/admin/output\"\n[endpoints.big]\nblocks_max = 4\ncores = 8\n";
+    let user = "[places]\ndurable = \"~/mine\"\n\n[endpoints.big]\nblocks_max = 9\n";
+    let mut sources =
+        sources(folder.path(), admin, user, &[("PILOTFISH_BROKER_LISTEN", "10.0.0.1:1, 10.0.0.2:1")]);
+    sources.flags.push(("endpoints.local.cores".into(), "3".into(), "--workers"));
+    let config = Config::load(&surroundings(&[("HOME", "/home/u")]), &sources).expect("load");
+    assert_eq!(config.places.durable, PathBuf::from("/home/u/mine"));
+    assert_eq!(config.places.output, PathBuf::from("/admin/output"));
+    assert_eq!(config.places.local, PathBuf::from("/tmp/pilotfish-1000"));
+    assert_eq!(config.endpoints["big"].blocks_max, 9);
+    assert_eq!(config.endpoints["big"].cores, Some(8));
+    assert_eq!(config.endpoints["big"].walltime_ms, 86_400_000);
+    assert_eq!(config.endpoints["local"].cores, Some(3));
+    assert_eq!(config.broker.listen, ["10.0.0.1:1", "10.0.0.2:1"]);
+    let origin = |name: &str| {
+        config.settings.values[name].1.to_string().replace(&folder.path().display().to_string(), "DIR")
+    };
+    let shown = [
+        "places.durable",
+        "places.output",
+        "places.shared",
+        "endpoints.big.blocks_max",
+        "endpoints.big.cores",
+        "endpoints.big.provider",
+        "endpoints.local.cores",
+        "broker.listen",
+    ]
+    .map(|n| format!("{n}: {}", origin(n)));
+    insta::assert_snapshot!(shown.join("\n"), @r"
+    places.durable: DIR/user.toml:2
+    places.output: DIR/admin.toml:3
+    places.shared: built in
+    endpoints.big.blocks_max: DIR/user.toml:5
+    endpoints.big.cores: DIR/admin.toml:6
+    endpoints.big.provider: profile local:2
+    endpoints.local.cores: flag --workers
+    broker.listen: $PILOTFISH_BROKER_LISTEN
+    ");
+}
+
+#[test]
+fn one_root_holds_everything_unless_more_is_said() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let sources = sources(
+        folder.path(),
+        "[places]\noutput = \"/admin\"\n",
+        "",
+        &[("PILOTFISH_PLACES_SHARED", "/scratch")],
+    );
+    let config = Config::load(&surroundings(&[("HOME", "/home/u"), ("PILOTFISH_DIR", "/x/")]), &sources)
+        .expect("load");
+    assert_eq!(config.places.durable, PathBuf::from("/x/durable"));
+    assert_eq!(config.places.output, PathBuf::from("/x/output"));
+    assert_eq!(config.places.shared, PathBuf::from("/scratch"));
+    assert_eq!(config.settings.values["places.local"].1.to_string(), "$PILOTFISH_DIR");
+}
+
+#[test]
+fn wrong_configurations_say_where_and_what_is_near() {
+    let cases = [
+        ("", "[places]\ndurabel = \"/x\"\n", &[][..]),
+        ("", "# one\n\n[endpoint.local]\ncores = 1\n", &[]),
+        ("", "[endpoints.local]\nprovider = \"slrm\"\n", &[]),
+        ("", "[endpoints.local]\ncores = \"two\"\n", &[]),
+        ("", "[endpoints.local]\nwalltime = \"yesterday\"\n", &[]),
+        ("", "[endpoints.\"a b\"]\ncores = 1\n", &[]),
+        ("", "[endpoints]\nlocal = 5\n", &[]),
+        ("", "[endpoints.local]\nprofile = \"perlmuter\"\n", &[]),
+        ("", "[endpoints.local]\nblocks_min = 3\n", &[]),
+        ("", "places = 3\n", &[]),
+        ("", "[places\n", &[]),
+        ("", "[places]\ndurable = \"/x\"\ndurable = \"/y\"\n", &[]),
+        ("", "[places]\ndurable = \"relative\"\n", &[]),
+        ("", "[limits]\nblocks_max = 3\n", &[]),
+        ("[limits]\nblocks_max = 3\n", "[endpoints.local]\nblocks_max = 4\n", &[]),
+        ("[limits]\nblock_max = 3\n", "", &[]),
+        ("", "", &[("PILOTFISH_BROKER_ADRESS", "https://x:1")]),
+    ];
+    let shown = cases.map(|(admin, user, env)| error_of(admin, user, env)).join("\n\n");
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn every_example_is_a_configuration() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let mut loaded = 0;
+    for entry in std::fs::read_dir(&folder).expect("configs/") {
+        let path = entry.expect("entry").path();
+        let admin = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("admin"));
+        let sources = if admin {
+            Sources { admin: Some(path.clone()), ..Sources::default() }
+        } else {
+            Sources { user: Some(path.clone()), ..Sources::default() }
+        };
+        let vars = [("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/tmp"), ("SCRATCH", "/scratch/u")];
+        if let Err(error) = Config::load(&surroundings(&vars), &sources) {
+            panic!("{}: {}", path.display(), error.lines().join("\n"));
+        }
+        loaded += 1;
+    }
+    assert!(loaded >= 3, "configs/ has {loaded} files");
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let here = surroundings(&[("HOME", "/home/u"), ("PILOTFISH_CONFIG", "/nowhere/c.toml")]);
+    let sources = here.sources(None).expect("sources");
+    let error = Config::load(&here, &sources).unwrap_err();
+    assert_eq!(error.lines()[0], "error: read configuration /nowhere/c.toml");
+}

@@ -1,0 +1,184 @@
+//! The typed view of the settings: what the rest of `pf` sees.
+
+use super::layers::{DEFAULT_ENDPOINT, Settings};
+use super::places::Places;
+use super::value::{Origin, Value};
+use super::{Sources, Surroundings};
+use crate::error::{CliError, Result};
+use crate::units::duration_ms;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Everything that is configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Endpoint of jobs that do not name one.
+    pub default_endpoint: String,
+    /// The broker.
+    pub broker: BrokerConfig,
+    /// The four places.
+    pub places: Places,
+    /// Endpoints with a profile on this host, by name. The default one is always there.
+    pub endpoints: BTreeMap<String, EndpointConfig>,
+    /// All values with where each came from.
+    pub settings: Settings,
+}
+
+/// Where the broker is and listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BrokerConfig {
+    /// `https://host:port` of a broker elsewhere; None: this host's own.
+    pub address: Option<String>,
+    /// Its pinned certificate.
+    pub certificate: PathBuf,
+    /// File with the token for it.
+    pub token_file: PathBuf,
+    /// Where this host's broker serves TLS.
+    pub listen: Vec<String>,
+    /// Where it lets relays in.
+    pub listen_relays: Vec<String>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// Its name.
+    pub name: String,
+    /// Name of the provider.
+    pub provider: String,
+    /// Name of the launcher.
+    pub launcher: String,
+    /// Blocks to keep.
+    pub blocks_min: u32,
+    /// Blocks at the most.
+    pub blocks_max: u32,
+    /// Nodes of each block.
+    pub nodes_per_block: u32,
+    /// Walltime of a block, milliseconds.
+    pub walltime_ms: u64,
+    /// Idle time after which a block is given back, milliseconds.
+    pub idle_ms: u64,
+    /// Cores of a node; None: what the hardware has.
+    pub cores: Option<u32>,
+    /// GPUs of a node; None: what the hardware has.
+    pub gpus: Option<u32>,
+    /// Cores kept back.
+    pub reserved_cores: Vec<u32>,
+    /// Python interpreter.
+    pub python: String,
+}
+
+/// Reads values by name; the register has checked their kinds.
+struct Reader<'a> {
+    settings: &'a Settings,
+}
+
+impl Reader<'_> {
+    fn get(&self, name: &str) -> Result<&Value> {
+        let found = self.settings.values.get(name).map(|v| &v.0);
+        found.ok_or_else(|| CliError::internal(format!("setting {name} has no value")))
+    }
+
+    fn text(&self, name: &str) -> Result<String> {
+        match self.get(name)? {
+            Value::Text(text) => Ok(text.clone()),
+            other => Err(CliError::internal(format!("setting {name} is {other}, no text"))),
+        }
+    }
+
+    fn texts(&self, name: &str) -> Result<Vec<String>> {
+        match self.get(name)? {
+            Value::Texts(list) => Ok(list.clone()),
+            other => Err(CliError::internal(format!("setting {name} is {other}, no list of texts"))),
+        }
+    }
+
+    fn int(&self, name: &str) -> Result<i64> {
+        match self.get(name)? {
+            Value::Int(n) => Ok(*n),
+            other => Err(CliError::internal(format!("setting {name} is {other}, no number"))),
+        }
+    }
+
+    fn count(&self, name: &str) -> Result<u32> {
+        u32::try_from(self.int(name)?).map_err(|e| CliError::internal(format!("setting {name}")).because(e))
+    }
+
+    fn ints(&self, name: &str) -> Result<Vec<u32>> {
+        match self.get(name)? {
+            Value::Ints(list) => Ok(list.clone()),
+            other => Err(CliError::internal(format!("setting {name} is {other}, no list of numbers"))),
+        }
+    }
+
+    fn duration(&self, name: &str) -> Result<u64> {
+        duration_ms(&self.text(name)?).map_err(|e| CliError::usage(format!("setting {name}")).because(e))
+    }
+
+    fn endpoint(&self, name: &str) -> Result<EndpointConfig> {
+        let of = |key: &str| format!("endpoints.{name}.{key}");
+        let config = EndpointConfig {
+            name: name.into(),
+            provider: self.text(&of("provider"))?,
+            launcher: self.text(&of("launcher"))?,
+            blocks_min: self.count(&of("blocks_min"))?,
+            blocks_max: self.count(&of("blocks_max"))?,
+            nodes_per_block: self.count(&of("nodes_per_block"))?,
+            walltime_ms: self.duration(&of("walltime"))?,
+            idle_ms: self.duration(&of("idle"))?,
+            cores: Some(self.count(&of("cores"))?).filter(|c| *c > 0),
+            gpus: u32::try_from(self.int(&of("gpus"))?).ok(),
+            reserved_cores: self.ints(&of("reserved_cores"))?,
+            python: self.text(&of("python"))?,
+        };
+        if config.blocks_min > config.blocks_max {
+            let origin = self.settings.values.get(&of("blocks_min")).map_or(Origin::BuiltIn, |v| v.1.clone());
+            let (min, max) = (config.blocks_min, config.blocks_max);
+            return Err(CliError::usage(format!(
+                "{origin}: endpoint {name} wants at least {min} blocks and at most {max}"
+            ))
+            .hint("raise blocks_max or lower blocks_min"));
+        }
+        Ok(config)
+    }
+}
+
+impl Config {
+    /// Loads all layers.
+    pub fn load(surroundings: &Surroundings, sources: &Sources) -> Result<Config> {
+        Config::from_settings(surroundings, Settings::load(sources)?)
+    }
+
+    /// The typed view of `settings`.
+    pub fn from_settings(surroundings: &Surroundings, mut settings: Settings) -> Result<Config> {
+        let places = Places::resolve(surroundings, &mut settings)?;
+        let reader = Reader { settings: &settings };
+        let broker = BrokerConfig {
+            address: Some(reader.text("broker.address")?).filter(|a| !a.is_empty()),
+            certificate: surroundings.expand(&reader.text("broker.certificate")?)?,
+            token_file: surroundings.expand(&reader.text("broker.token_file")?)?,
+            listen: reader.texts("broker.listen")?,
+            listen_relays: reader.texts("broker.listen_relays")?,
+        };
+        let names = settings.endpoint_names();
+        let endpoints = names.iter().map(|name| Ok((name.clone(), reader.endpoint(name)?)));
+        let endpoints = endpoints.collect::<Result<BTreeMap<_, _>>>()?;
+        let default_endpoint = reader.text("client.endpoint")?;
+        Ok(Config { default_endpoint, broker, places, endpoints, settings })
+    }
+
+    /// The same configuration with everything below `root` and only the default endpoint, with so many cores: for
+    /// `pf run` and the Python client, which use nothing and leave nothing of the user's own chain.
+    pub fn private(&self, root: &std::path::Path, cores: Option<u32>) -> Result<Config> {
+        let mut config = self.clone();
+        config.places = Places::below(root);
+        config.broker = BrokerConfig::default();
+        let mut local = self.endpoints.get(DEFAULT_ENDPOINT).cloned();
+        if let Some(local) = &mut local {
+            local.cores = cores.or(local.cores);
+        }
+        config.endpoints = local.map(|l| (DEFAULT_ENDPOINT.to_owned(), l)).into_iter().collect();
+        config.default_endpoint = DEFAULT_ENDPOINT.into();
+        Ok(config)
+    }
+}

@@ -1,0 +1,144 @@
+//! One configured value and where it came from.
+
+use super::register::Kind;
+use crate::units::duration_ms;
+use std::fmt;
+use std::path::PathBuf;
+use toml::de::DeValue;
+
+/// A value of a setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Text, path, choice, or duration as written.
+    Text(String),
+    /// A number.
+    Int(i64),
+    /// A list of texts.
+    Texts(Vec<String>),
+    /// A list of numbers.
+    Ints(Vec<u32>),
+}
+
+/// Where a value came from, later ones winning.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Built in.
+    BuiltIn,
+    /// A site profile that is part of `pf`.
+    Profile {
+        /// Its name.
+        name: String,
+        /// Line in it.
+        line: usize,
+    },
+    /// A file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Env(String),
+    /// A flag of the command line.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::BuiltIn => f.write_str("built in"),
+            Origin::Profile { name, line } => write!(f, "profile {name}:{line}"),
+            Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Origin::Env(name) => write!(f, "${name}"),
+            Origin::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(text) => write!(f, "{text:?}"),
+            Value::Int(n) => write!(f, "{n}"),
+            Value::Texts(list) => write!(f, "{list:?}"),
+            Value::Ints(list) => write!(f, "{list:?}"),
+        }
+    }
+}
+
+fn expected(kind: Kind) -> String {
+    match kind {
+        Kind::Text | Kind::Path => "a text in quotes".into(),
+        Kind::Choice(words) => format!("one of {words:?}"),
+        Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
+        Kind::Duration => "a duration in quotes, like \"90s\" or \"24h\"".into(),
+        Kind::Texts => "a list of texts, like [\"a\", \"b\"]".into(),
+        Kind::Ints => "a list of whole numbers, like [0, 1]".into(),
+    }
+}
+
+fn as_int(value: &DeValue<'_>) -> Option<i64> {
+    let number = value.as_integer()?;
+    i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+impl Value {
+    /// A parsed TOML value as a value of `kind`; the error says what was expected.
+    pub fn from_toml(value: &DeValue<'_>, kind: Kind) -> Result<Value, String> {
+        let found = match (kind, value) {
+            (Kind::Ints, DeValue::Array(items)) => {
+                let all = items.iter().map(|v| as_int(v.get_ref()).and_then(|n| u32::try_from(n).ok()));
+                all.collect::<Option<Vec<_>>>().map(Value::Ints)
+            }
+            (Kind::Texts, DeValue::Array(items)) => {
+                let all = items.iter().map(|v| v.get_ref().as_str().map(str::to_owned));
+                all.collect::<Option<Vec<_>>>().map(Value::Texts)
+            }
+            (Kind::Int { .. }, DeValue::Integer(_)) => as_int(value).map(Value::Int),
+            (_, DeValue::String(text)) => Some(Value::Text(text.to_string())),
+            _ => None,
+        };
+        found.filter(|v| v.fits(kind)).ok_or_else(|| format!("must be {}", expected(kind)))
+    }
+
+    /// A text, from the environment or a flag, as a value of `kind`. Lists are separated by commas.
+    pub fn from_text(text: &str, kind: Kind) -> Result<Value, String> {
+        let parts = || text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let found = match kind {
+            Kind::Int { .. } => text.trim().parse().ok().map(Value::Int),
+            Kind::Texts => Some(Value::Texts(parts().map(str::to_owned).collect())),
+            Kind::Ints => parts().map(|p| p.parse().ok()).collect::<Option<Vec<u32>>>().map(Value::Ints),
+            _ => Some(Value::Text(text.to_owned())),
+        };
+        found.filter(|v| v.fits(kind)).ok_or_else(|| format!("must be {}", expected(kind)))
+    }
+
+    /// A TOML literal of the register.
+    pub fn from_toml_literal(literal: &str, kind: Kind) -> Result<Value, String> {
+        let value = DeValue::parse(literal).map_err(|e| e.message().to_owned())?;
+        Value::from_toml(value.get_ref(), kind)
+    }
+
+    fn fits(&self, kind: Kind) -> bool {
+        match (kind, self) {
+            (Kind::Text | Kind::Path, Value::Text(_)) | (Kind::Texts, Value::Texts(_)) => true,
+            (Kind::Ints, Value::Ints(_)) => true,
+            (Kind::Choice(words), Value::Text(text)) => words.contains(&text.as_str()),
+            (Kind::Int { min, max }, Value::Int(n)) => (min..=max).contains(n),
+            (Kind::Duration, Value::Text(text)) => duration_ms(text).is_ok_and(|ms| ms > 0),
+            _ => false,
+        }
+    }
+
+    /// As JSON.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Value::Text(text) => text.as_str().into(),
+            Value::Int(n) => (*n).into(),
+            Value::Texts(list) => list.clone().into(),
+            Value::Ints(list) => list.clone().into(),
+        }
+    }
+}

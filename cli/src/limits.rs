@@ -1,0 +1,54 @@
+//! Every named maximum of the command line, with its reason.
+
+use std::time::Duration;
+
+/// Separate ranges in a list of labels: what a cold control message may carry.
+pub const LABEL_PAIRS_MAX: usize = pf_protocol::limits::LIST_ITEMS_MAX;
+
+/// Items that go along with the submit itself. More are appended, so that one request stays small in memory.
+pub const ITEMS_INLINE_MAX: usize = 10_000;
+
+/// Bytes of items that go along with the submit itself, or in one append.
+pub const ITEM_BYTES_A_REQUEST: usize = 16 << 20;
+
+/// Bytes of a configuration file; a larger one is not a configuration.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// How long a broker that was started may take until it answers: it replays its log first.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a starting or a stopping daemon is looked at.
+pub const POLL_EVERY: Duration = Duration::from_millis(10);
+
+/// How long `broker stop` waits for the daemon's end before it says so.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Seconds of one `?wait=` request; it is asked again until the job is over. Below the broker's own maximum.
+pub const WAIT_SECONDS: u64 = 60;
+
+/// How often a log that is followed is asked for more.
+pub const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Tries of a request that a broker did not answer, and of one that it called retryable.
+pub const RETRIES_MAX: u32 = 5;
+
+/// First pause between two tries; it doubles.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of one answer that is not a stream.
+pub const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes of one line of a stream: the largest inline value, escaped, and the row around it.
+pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// Rows of failed tasks that `job show` prints; the groups tell the rest.
+pub const ROWS_SHOWN_MAX: usize = 1_000;
+
+/// Lines of the daemon's log that are shown when it does not start.
+pub const LOG_TAIL_LINES: usize = 12;
+
+/// Bytes of a Unix socket's path that Linux takes, less the final zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Progress is drawn at most this often.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(200);

@@ -1,0 +1,5 @@
+//! `pf`.
+
+fn main() -> std::process::ExitCode {
+    pf_cli::main()
+}

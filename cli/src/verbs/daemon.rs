@@ -1,0 +1,283 @@
+//! `broker ..` and `relay ..`: the daemon of this host. Verbs that need a broker start it here when nobody answers.
+
+use super::chain::{Chain, Kind};
+use super::manage::broker_words;
+use crate::Context;
+use crate::args::{BrokerVerb, RelayVerb, TokenVerb};
+use crate::client::{Again, Body, Client, escape};
+use crate::error::{CliError, Result, io_error};
+use crate::exit::Exit;
+use crate::limits::{LOG_TAIL_LINES, POLL_EVERY, START_TIMEOUT, STOP_TIMEOUT};
+use hyper::Method;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A client of the configured broker; this host's own is started if it does not answer.
+pub async fn client(context: &Context) -> Result<Client> {
+    let client = Client::new(&context.config)?;
+    if client.is_local() && !client.is_there().await {
+        start(context, &client).await?;
+    }
+    Ok(client)
+}
+
+/// Starts the daemon and waits until it answers.
+async fn start(context: &Context, client: &Client) -> Result<()> {
+    let places = &context.config.places;
+    places.prepare()?;
+    // One starter at a time: a second one finds the broker of the first.
+    let lock_path = places.local.join("start.lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+    let lock = lock.map_err(|e| io_error(format!("open {}", lock_path.display()), e))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| io_error(format!("lock {}", lock_path.display()), errno.into()))?;
+    if client.is_there().await {
+        return Ok(());
+    }
+    let log_path = places.daemon_log();
+    let mut daemon = spawn(context, &log_path)?;
+    let give_up = Instant::now() + START_TIMEOUT;
+    while !client.is_there().await {
+        if let Some(status) = daemon.try_wait().map_err(|e| io_error("look after the broker", e))? {
+            return Err(CliError::internal(format!("the broker did not start ({status})"))
+                .because(tail(&log_path))
+                .hint(format!("its log is {}", log_path.display())));
+        }
+        if Instant::now() > give_up {
+            let error =
+                CliError::internal(format!("the broker does not answer after {} s", START_TIMEOUT.as_secs()));
+            return Err(error.because(tail(&log_path)).hint(format!(
+                "its log is {}; it is pid {}",
+                log_path.display(),
+                daemon.id()
+            )));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    context.output.say(format!("started a broker (pid {}, log {})", daemon.id(), log_path.display()));
+    if let Some(warning) = logout_warning(context, Path::new("/")) {
+        context.output.say(format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+/// This binary again, in a session of its own, with nothing of ours open.
+fn spawn(context: &Context, log_path: &Path) -> Result<Child> {
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(log_path);
+    let log = log.map_err(|e| io_error(format!("open the broker's log {}", log_path.display()), e))?;
+    let both = log.try_clone().map_err(|e| io_error("open the broker's log twice", e))?;
+    let me = std::env::current_exe().map_err(|e| io_error("find the program pf", e))?;
+    let mut command = Command::new(&me);
+    if let Some(file) = &context.config_flag {
+        let file = std::path::absolute(file).map_err(|e| io_error(format!("find {}", file.display()), e))?;
+        command.arg("--config").arg(file);
+    }
+    command
+        .args(["broker", "run", "--detach"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(both);
+    command.spawn().map_err(|e| io_error(format!("start {}", me.display()), e))
+}
+
+/// The last lines of the daemon's log: what it said before it ended.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n    ")
+}
+
+/// The rule of this system that will end the daemon at logout, if there is one. `root` is `/` but in tests.
+fn logout_warning(context: &Context, root: &Path) -> Option<String> {
+    if !root.join("run/systemd/system").exists() {
+        return None;
+    }
+    let mut kills = None;
+    let main = root.join("etc/systemd/logind.conf");
+    let mut files = vec![main];
+    let mut extra: Vec<_> = std::fs::read_dir(root.join("etc/systemd/logind.conf.d"))
+        .map(|entries| {
+            entries
+                .filter_map(|e| e.ok().map(|e| e.path()))
+                .filter(|p| p.extension().is_some_and(|e| e == "conf"))
+                .collect()
+        })
+        .unwrap_or_default();
+    extra.sort();
+    files.append(&mut extra);
+    for file in files {
+        for line in std::fs::read_to_string(&file).unwrap_or_default().lines() {
+            if let Some(value) = line.trim().strip_prefix("KillUserProcesses=") {
+                let yes = ["yes", "true", "1", "on"].contains(&value.trim().to_lowercase().as_str());
+                kills = yes.then(|| file.clone());
+            }
+        }
+    }
+    let file = kills?;
+    let user = context.surroundings.var("USER").unwrap_or("USER").to_owned();
+    if root.join("var/lib/systemd/linger").join(&user).exists() {
+        return None;
+    }
+    Some(format!(
+        "it will end with your login: {} says KillUserProcesses=yes, and you do not linger. `loginctl enable-linger {user}` lets it live",
+        file.display()
+    ))
+}
+
+/// `pf broker ..`.
+pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
+    let output = &context.output;
+    match verb {
+        BrokerVerb::Start => {
+            let client = Client::new(&context.config)?;
+            if !client.is_local() {
+                return Err(elsewhere(context));
+            }
+            if client.is_there().await {
+                output.say("a broker answers already");
+            } else {
+                start(context, &client).await?;
+            }
+            let status = client.status().await?;
+            output.answer(&status, &[status.pid.to_string()], || broker_words(&status))?;
+        }
+        BrokerVerb::Run { detach } => return run(context, detach).await,
+        BrokerVerb::Stop => {
+            let client = Client::new(&context.config)?;
+            if !client.is_there().await {
+                output.say("no broker answers");
+                return Ok(Exit::Ok);
+            }
+            client.shutdown(STOP_TIMEOUT).await?;
+            output.say("the broker has ended");
+        }
+        BrokerVerb::Status => {
+            // Asking for the state of a broker is no reason to start one.
+            let status = Client::new(&context.config)?.status().await?;
+            output.answer(&status, &[status.pid.to_string()], || broker_words(&status))?;
+        }
+        BrokerVerb::Token(verb) => token(context, verb).await?,
+        BrokerVerb::Cert => output.bytes(super::chain::certificate(&context.config)?.as_bytes())?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn elsewhere(context: &Context) -> CliError {
+    let address = context.config.broker.address.clone().unwrap_or_default();
+    CliError::new(Exit::Refused, format!("the broker is {address}, on another host"))
+        .hint("start it there, or unset broker.address")
+}
+
+/// The daemon itself, until it is told to end.
+async fn run(context: &Context, detach: bool) -> Result<Exit> {
+    if context.config.broker.address.is_some() {
+        return Err(elsewhere(context));
+    }
+    if detach {
+        nix::unistd::setsid().map_err(|e| CliError::internal("begin a session").because(e))?;
+    }
+    context.config.places.prepare()?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| io_error("watch for SIGHUP", e))?;
+    let mut chain = Chain::start(&context.config, Kind::Daemon)?;
+    context.output.say(format!("the broker serves {}", chain.socket().display()));
+    loop {
+        tokio::select! {
+            () = chain.ended() => break,
+            _ = terminated.recv() => break,
+            // The end of a login session; the daemon has nothing to do with it.
+            _ = hangup.recv() => {}
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    chain.stop().await?;
+    context.output.say("the broker has ended");
+    Ok(Exit::Ok)
+}
+
+async fn token(context: &Context, verb: TokenVerb) -> Result<()> {
+    let client = client(context).await?;
+    let output = &context.output;
+    match verb {
+        TokenVerb::Add { name } => {
+            let answer: serde_json::Value = client
+                .call(Method::POST, "/v1/tokens", Body::json(&json!({"name": name}))?, Again::No)
+                .await?;
+            let token = answer.get("token").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
+            output.say("keep it in a 0600 file; it is not shown again");
+            output.answer(&answer, std::slice::from_ref(&token), || token.clone())
+        }
+        TokenVerb::List => {
+            let answer: serde_json::Value = client.get("/v1/tokens").await?;
+            let tokens = answer.get("tokens").and_then(|t| t.as_array()).cloned().unwrap_or_default();
+            let name = |t: &serde_json::Value| {
+                t.get("name").and_then(|n| n.as_str()).or_else(|| t.as_str()).unwrap_or_default().to_owned()
+            };
+            let names: Vec<String> = tokens.iter().map(name).collect();
+            output.answer(&answer, &names, || names.join("\n"))
+        }
+        TokenVerb::Revoke { name } => {
+            let path = format!("/v1/tokens/{}", escape(&name));
+            client.call::<serde_json::Value>(Method::DELETE, &path, Body::default(), Again::Yes).await?;
+            output.answer(&json!({"revoked": name}), &[], || format!("token {name} is worth nothing now"))
+        }
+    }
+}
+
+/// `pf relay ..`.
+pub async fn relay(context: &Context, verb: RelayVerb) -> Result<Exit> {
+    match verb {
+        RelayVerb::Key { endpoint } => {
+            let key = super::chain::relay_key(&context.config, &endpoint)?;
+            context.output.answer(
+                &json!({"endpoint": endpoint, "key": key}),
+                std::slice::from_ref(&key),
+                || key.clone(),
+            )?;
+        }
+        RelayVerb::Run(args) => super::chain::run_relay(context, &args).await?,
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Sources, Surroundings};
+    use crate::output::Output;
+
+    #[test]
+    fn a_system_that_kills_at_logout_is_named() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let env = [("HOME", "/home/u"), ("USER", "ann")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let surroundings = Surroundings { env, uid: 1000 };
+        let config = Config::load(&surroundings, &Sources::default()).expect("config");
+        let output = Output { json: false, quiet: true, colour: false, live: false };
+        let context = Context { config, output, surroundings, config_flag: None };
+        let warning = || logout_warning(&context, root.path());
+        assert_eq!(warning(), None);
+        std::fs::create_dir_all(root.path().join("run/systemd/system")).expect("mkdir");
+        std::fs::create_dir_all(root.path().join("etc/systemd/logind.conf.d")).expect("mkdir");
+        std::fs::write(root.path().join("etc/systemd/logind.conf"), "#KillUserProcesses=yes\n")
+            .expect("write");
+        assert_eq!(warning(), None);
+        std::fs::write(
+            root.path().join("etc/systemd/logind.conf.d/site.conf"),
+            "[Login]\nKillUserProcesses=yes\n",
+        )
+        .expect("write");
+        assert!(warning().is_some_and(
+            |w| w.contains("site.conf says KillUserProcesses=yes") && w.contains("enable-linger ann")
+        ));
+        std::fs::create_dir_all(root.path().join("var/lib/systemd/linger")).expect("mkdir");
+        std::fs::File::create(root.path().join("var/lib/systemd/linger/ann")).expect("write");
+        assert_eq!(warning(), None);
+    }
+}

@@ -1,0 +1,282 @@
+//! `endpoint ..` and `block ..`.
+
+use crate::Context;
+use crate::args::manage::{BlockArgs, EndpointAddArgs};
+use crate::args::{BlockVerb, EndpointVerb};
+use crate::client::{Again, Body, Client, escape};
+use crate::config::layers::{PROFILES, nearest_hint};
+use crate::error::{CliError, Result, io_error};
+use crate::exit::Exit;
+use crate::output::table::{count, table};
+use crate::units::{show_bytes, show_milli, show_time, show_us};
+use hyper::Method;
+use pf_protocol::api::EndpointRow;
+use pf_protocol::report::{BlockEnd, BlockReport, BlockState, EndpointReport};
+use serde_json::json;
+use std::io::Write;
+
+/// `pf endpoint ..`.
+pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
+    if let EndpointVerb::Add(args) = &verb {
+        return add(context, args).await;
+    }
+    let client = super::daemon::client(context).await?;
+    let output = &context.output;
+    let nothing = json!({});
+    match verb {
+        EndpointVerb::Add(_) => {}
+        EndpointVerb::List => list(context, &client).await?,
+        EndpointVerb::Show { name } => {
+            let row = client.endpoint(&name).await?;
+            output.answer(&row, std::slice::from_ref(&name), || show(context, &row))?;
+        }
+        EndpointVerb::Explain { name } => {
+            let row = client.endpoint(&name).await?;
+            output.answer(&row, std::slice::from_ref(&name), || explain_lines(&row).join("\n"))?;
+        }
+        EndpointVerb::Start { name } | EndpointVerb::Resume { name } => {
+            client.endpoint_verb(&name, "resume", &nothing).await?;
+            done(context, &name, "takes tasks")?;
+        }
+        EndpointVerb::Pause { name } => {
+            client.endpoint_verb(&name, "pause", &nothing).await?;
+            done(context, &name, "starts no new tasks")?;
+        }
+        EndpointVerb::Stop { name, kill } => {
+            client.endpoint_verb(&name, "stop", &json!({"kill": kill})).await?;
+            done(context, &name, "is stopping; it gives its nodes back")?;
+        }
+        EndpointVerb::Remove { name } => {
+            let path = format!("/v1/endpoints/{}", escape(&name));
+            client.call::<serde_json::Value>(Method::DELETE, &path, Body::default(), Again::Yes).await?;
+            done(context, &name, "is forgotten")?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn done(context: &Context, name: &str, what: &str) -> Result<()> {
+    context.output.answer(&json!({"endpoint": name, "done": what}), &[], || format!("endpoint {name} {what}"))
+}
+
+/// Makes an endpoint: one of this host is a section of the user's file, one elsewhere is told to the broker.
+async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
+    if let Some(key) = &args.relay_key {
+        let client = super::daemon::client(context).await?;
+        let path = format!("/v1/endpoints/{}", escape(&args.name));
+        client
+            .call::<serde_json::Value>(
+                Method::PUT,
+                &path,
+                Body::json(&json!({"relay_key": key}))?,
+                Again::Yes,
+            )
+            .await?;
+        done(context, &args.name, "is known; the relay with that key may serve it")?;
+        return Ok(Exit::Ok);
+    }
+    if !PROFILES.iter().any(|p| p.0 == args.profile) {
+        let error = CliError::usage(format!("there is no site profile {:?}", args.profile));
+        return Err(error.hint(nearest_hint(&args.profile, PROFILES.iter().map(|p| p.0), "profile")));
+    }
+    if context.config.endpoints.contains_key(&args.name) {
+        return Err(CliError::new(Exit::Refused, format!("endpoint {} exists already", args.name))
+            .hint(format!("see `pf endpoint show {}`", args.name)));
+    }
+    let path = context.surroundings.user_file_to_write(context.config_flag.as_deref())?;
+    let section = format!("\n[endpoints.{}]\nprofile = {:?}\n", args.name, args.profile);
+    // The whole is loaded as it will be before a byte is written.
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    crate::config::Settings::default().add_text(&format!("{before}{section}"), &path, false)?;
+    let write = || -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        std::fs::OpenOptions::new().create(true).append(true).open(&path)?.write_all(section.as_bytes())
+    };
+    write().map_err(|e| io_error(format!("write configuration {}", path.display()), e))?;
+    done(context, &args.name, &format!("is written to {}", path.display()))?;
+    if Client::socket(&context.config.places.socket()).is_there().await {
+        context.output.say("the broker takes it up when it starts again: pf broker stop; pf broker start");
+    }
+    Ok(Exit::Ok)
+}
+
+/// Rows of a list of endpoints.
+pub fn endpoint_table(context: &Context, rows: &[EndpointRow]) -> String {
+    let rows = rows.iter().map(|row| {
+        let empty = EndpointReport::default();
+        let report = row.report.as_ref().unwrap_or(&empty);
+        let live = report.blocks.iter().filter(|b| !matches!(b.state, BlockState::Ended(_))).count();
+        let cores: u32 = report.managers.iter().map(|m| m.capacity.cores).sum();
+        let busy: u32 = report.managers.iter().map(|m| m.cores_busy).sum();
+        let tasks = format!("{} queued, {} assigned", row.queued, row.assigned);
+        let state = if report.paused.is_some() { "paused".to_owned() } else { row.state.clone() };
+        vec![row.name.clone(), state, tasks, live.to_string(), format!("{busy}/{cores}"), report.host.clone()]
+    });
+    table(
+        &context.output,
+        &["ENDPOINT", "STATE", "TASKS", "BLOCKS", "CORES BUSY", "RELAY ON"],
+        rows.collect(),
+    )
+}
+
+async fn list(context: &Context, client: &Client) -> Result<()> {
+    let rows = client.endpoints().await?;
+    if context.output.json {
+        return rows.iter().try_for_each(|row| context.output.json(row));
+    }
+    let names: Vec<String> = rows.iter().map(|r| r.name.clone()).collect();
+    context.output.answer(&(), &names, || endpoint_table(context, &rows))
+}
+
+fn show(context: &Context, row: &EndpointRow) -> String {
+    let mut parts = vec![endpoint_table(context, std::slice::from_ref(row))];
+    let Some(report) = &row.report else { return parts.remove(0) };
+    if let Some(why) = &report.paused {
+        parts.push(format!("paused: {why}"));
+    }
+    if !report.blocks.is_empty() {
+        parts.push(block_table(context, &[(row.name.clone(), report.blocks.clone())]));
+    }
+    if !report.managers.is_empty() {
+        let rows = report.managers.iter().map(|m| {
+            let capacity = &m.capacity;
+            let memory =
+                if capacity.memory_bytes > 0 { show_bytes(capacity.memory_bytes) } else { String::new() };
+            let cores = format!("{}/{}", m.cores_busy, capacity.cores);
+            vec![
+                m.manager.clone(),
+                m.node.clone(),
+                cores,
+                show_milli(capacity.gpus_milli),
+                memory,
+                m.running.to_string(),
+                m.held.to_string(),
+            ]
+        });
+        parts.push(table(
+            &context.output,
+            &["MANAGER", "NODE", "CORES BUSY", "GPUS", "MEMORY", "RUNNING", "HELD"],
+            rows.collect(),
+        ));
+    }
+    parts.extend(report.waiting_why.iter().map(|(class, why)| format!("{class}: {why}")));
+    parts.join("\n")
+}
+
+fn explain_lines(row: &EndpointRow) -> Vec<String> {
+    let mut lines = vec![format!(
+        "endpoint {} is {}: {} in the broker's queue, {} handed out",
+        row.name,
+        row.state,
+        count(row.queued, "task"),
+        row.assigned
+    )];
+    let Some(report) = &row.report else {
+        lines.push("no relay has reported yet".into());
+        return lines;
+    };
+    lines.extend(report.paused.iter().map(|why| format!("paused: {why}")));
+    lines.push(format!(
+        "{} at the relay for want of a slot, {} at managers",
+        count(report.waiting, "task"),
+        report.placed
+    ));
+    lines.extend(report.waiting_why.iter().map(|(class, why)| format!("  {class}: {why}")));
+    lines.push("decisions, newest last:".into());
+    lines.extend(report.decisions.iter().map(|d| format!("  {} {}", show_time(d.at_ms), d.text)));
+    lines
+}
+
+/// The state of a block in a few words.
+fn block_words(state: &BlockState) -> String {
+    let with =
+        |word: &str, why: &str| if why.is_empty() { word.to_owned() } else { format!("{word}: {why}") };
+    match state {
+        BlockState::Intended => "intended".into(),
+        BlockState::Queued(why) => with("queued", why),
+        BlockState::Held(why) => with("held", why),
+        BlockState::Starting => "starting".into(),
+        BlockState::Running => "running".into(),
+        BlockState::Ending => "ending".into(),
+        BlockState::Unknown(text) => with("unknown", text),
+        BlockState::Ended(end) => match end {
+            BlockEnd::Completed => "ended".into(),
+            BlockEnd::Failed(code) => format!("failed: exit code {code}"),
+            BlockEnd::Signal(signal) => format!("failed: signal {signal}"),
+            BlockEnd::Walltime => "ended: walltime".into(),
+            BlockEnd::Cancelled => "ended: cancelled".into(),
+            BlockEnd::Preempted => "ended: preempted".into(),
+            BlockEnd::NodeFailed => "ended: a node failed".into(),
+            BlockEnd::OutOfMemory => "ended: out of memory".into(),
+            BlockEnd::SubmitFailed(why) => with("submit failed", why),
+            BlockEnd::Unknown(text) => with("ended: nobody can tell how", text),
+        },
+    }
+}
+
+fn block_table(context: &Context, blocks: &[(String, Vec<BlockReport>)]) -> String {
+    let rows = blocks.iter().flat_map(|(endpoint, blocks)| blocks.iter().map(move |b| (endpoint, b))).map(
+        |(endpoint, b)| {
+            vec![
+                b.block.to_string(),
+                endpoint.clone(),
+                block_words(&b.state),
+                b.nodes.to_string(),
+                b.managers.to_string(),
+                b.walltime_left_ms.map(|ms| show_us(ms * 1_000)).unwrap_or_default(),
+                b.scheduler_id.clone().unwrap_or_default(),
+            ]
+        },
+    );
+    table(
+        &context.output,
+        &["BLOCK", "ENDPOINT", "STATE", "NODES", "MANAGERS", "TIME LEFT", "SCHEDULER'S ID"],
+        rows.collect(),
+    )
+}
+
+/// `pf block ..`.
+pub async fn block(context: &Context, verb: BlockVerb) -> Result<Exit> {
+    let client = super::daemon::client(context).await?;
+    let output = &context.output;
+    let endpoint_of =
+        |args: &BlockArgs| args.endpoint.clone().unwrap_or_else(|| context.config.default_endpoint.clone());
+    match verb {
+        BlockVerb::List { endpoint } => {
+            let rows = match &endpoint {
+                Some(name) => vec![client.endpoint(name).await?],
+                None => client.endpoints().await?,
+            };
+            let blocks: Vec<(String, Vec<BlockReport>)> = rows
+                .into_iter()
+                .map(|r| (r.name, r.report.map(|report| report.blocks).unwrap_or_default()))
+                .collect();
+            let ids: Vec<String> =
+                blocks.iter().flat_map(|(_, b)| b.iter().map(|b| b.block.to_string())).collect();
+            if output.json {
+                for (endpoint, block) in blocks.iter().flat_map(|(e, list)| list.iter().map(move |b| (e, b)))
+                {
+                    output.json(&json!({"endpoint": endpoint, "block": block}))?;
+                }
+            } else if ids.is_empty() {
+                output.say("no blocks");
+            } else {
+                output.answer(&(), &ids, || block_table(context, &blocks))?;
+            }
+        }
+        BlockVerb::Log(args) => {
+            let lines =
+                client.endpoint_verb(&endpoint_of(&args), "block-log", &json!({"block": args.block})).await?;
+            output.answer(&json!({"block": args.block, "lines": lines}), &[], || lines.join("\n"))?;
+        }
+        BlockVerb::Cancel(args) => {
+            client.endpoint_verb(&endpoint_of(&args), "cancel-block", &json!({"block": args.block})).await?;
+            output.answer(&json!({"block": args.block, "done": "ending"}), &[], || {
+                format!("block {} is ending", args.block)
+            })?;
+        }
+    }
+    Ok(Exit::Ok)
+}
