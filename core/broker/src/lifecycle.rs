@@ -39,7 +39,8 @@ impl Broker {
             }
             return;
         }
-        let mut live = LiveJob { waiting: !job.spec.after.is_empty(), ..LiveJob::default() };
+        let mut live = LiveJob::default();
+        live.waiting = !job.spec.after.is_empty();
         let missing = job.ended.missing(job.total);
         if self.state.in_doubt(job) {
             live.assigned = missing.len();

@@ -100,9 +100,10 @@ impl State {
     /// What is not stored in a snapshot.
     pub fn rebuild_indexes(&mut self) {
         self.keys = self.jobs.values().map(|job| ((job.owner, job.key), job.id)).collect();
-        self.node_numbers = (0..).zip(&self.nodes).map(|(number, name)| (name.clone(), number)).collect();
+        self.node_numbers =
+            (0..).zip(&self.nodes).skip(1).map(|(number, name)| (name.clone(), number)).collect();
         self.groups.clear();
-        for job in self.jobs.values() {
+        for job in self.jobs.values().filter(|job| job.ended.len() > 0) {
             let group = self.groups.entry((job.owner, job.spec.group)).or_default();
             let entries = (0..).zip(job.ended.chunks());
             group.extend(entries.map(|(chunk, c)| GroupEntry { first_seq: c.first_seq, job: job.id, chunk }));
