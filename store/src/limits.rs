@@ -88,5 +88,6 @@ pub const OWNER_BYTES_MAX: u64 = 4096;
 /// Payload files that a reader holds open. Files above it are closed and opened again.
 pub const OPEN_PAYLOAD_FILES_MAX: usize = 64;
 
-/// Tries of a backup when segments are trimmed under its hands.
-pub const BACKUP_TRIES_MAX: u32 = 5;
+/// Tries of a backup when segments are trimmed under its hands: a broker takes snapshots minutes apart, so the second try
+/// does, but a disk that is slow to read may need a few.
+pub const BACKUP_TRIES_MAX: u32 = 20;

@@ -7,6 +7,7 @@
 //! head itself a bad frame is a torn end, unless something proves that it was synced: a later frame, the owner's last
 //! renewal, or a snapshot.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -64,8 +65,10 @@ fn damaged(file: std::path::PathBuf, offset: u64, reason: impl Into<String>) -> 
 impl History {
     /// Finds the history. `None` when the folder holds no log yet.
     pub fn find(dir: &Path) -> Result<Option<Self>, StoreError> {
+        // Beside a living broker the order matters: what was proven before the folder is listed lies in a listed segment.
+        let proofs = owners_words(dir)?;
         let listing = folder::list(dir)?;
-        let Some(head) = find_head(dir, &listing)? else {
+        let Some(head) = find_head(dir, &listing, &proofs)? else {
             return match listing.snapshots.last() {
                 Some(orphan) => Err(damaged(orphan.path(dir), 0, "the log behind this snapshot is missing")),
                 None => Ok(None),
@@ -87,7 +90,7 @@ impl History {
                 )
             }));
         }
-        let proof = Lease::synced_by(dir, head.id.epoch)?.max(position);
+        let proof = proofs.get(&head.id.epoch).copied().unwrap_or(0).max(position);
         Ok(Some(Self { log_id: head.log_id, snapshot, chain, proof }))
     }
 
@@ -200,18 +203,32 @@ fn check_seal(scan: &SegmentScan, before: &Before, stopped: Option<&'static str>
     ))
 }
 
+/// The position that each epoch's owner had synced at its last renewal.
+fn owners_words(dir: &Path) -> Result<BTreeMap<u64, u64>, StoreError> {
+    let epochs = folder::list(dir)?.epochs;
+    epochs.into_iter().map(|epoch| Ok((epoch, Lease::synced_by(dir, epoch)?))).collect()
+}
+
 /// The newest segment with a sound header. A newer one without is passed over if it never got as far as a frame.
-fn find_head(dir: &Path, listing: &Listing) -> Result<Option<SegmentHeader>, StoreError> {
+fn find_head(
+    dir: &Path,
+    listing: &Listing,
+    proofs: &BTreeMap<u64, u64>,
+) -> Result<Option<SegmentHeader>, StoreError> {
     for id in listing.segments.iter().rev() {
         if let Some(header) = scan::read_header(dir, *id)? {
             return Ok(Some(header));
         }
-        if scan::holds_frames(dir, *id)? {
+        let framed = scan::holds_frames(dir, *id)?;
+        // A living broker may have been about to write it.
+        if let Some(header) = scan::read_header(dir, *id)? {
+            return Ok(Some(header));
+        }
+        if framed {
             return Err(damaged(id.path(dir), 0, "its header is not sound, yet it holds frames"));
         }
-        if Lease::synced_by(dir, id.epoch)? > 0
-            && listing.segments.iter().all(|other| other.epoch != id.epoch || other == id)
-        {
+        let alone = listing.segments.iter().all(|other| other.epoch != id.epoch || other == id);
+        if alone && proofs.get(&id.epoch).is_some_and(|synced| *synced > 0) {
             return Err(damaged(id.path(dir), 0, "its header is not sound, yet its records were synced"));
         }
     }

@@ -1,7 +1,7 @@
 //! The store as its caller sees it. Called by the thread that runs the broker's core; nothing here waits for the disk
 //! but `open`, `sync` and `close`.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::payload::{BlobReader, PayloadFiles, PayloadWriter};
 use crate::queue::{Batch, Item, Shared};
 use crate::recover::{End, History, ReplayFn};
 use crate::scan::SegmentScan;
-use crate::space::Space;
+use crate::space::{self, Space};
 use crate::sync::{OnSync, SyncThread};
 
 /// What a record or blob is for: decides whether it may use the last space on the disk.
@@ -89,45 +89,28 @@ impl Store {
         options.check()?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir).on("create folder", dir)?;
         let mut lease = Lease::acquire(dir, options.lease)?;
-        let history = History::find(dir)?;
-        let end = history.as_ref().map(|history| history.replay(dir, replay)).transpose()?;
-        let position = end.map_or(0, |end| end.position);
-        let log_id = match &history {
-            Some(history) => history.log_id,
-            None => random_id(dir)?,
+        let prepared = match prepare(dir, &options, replay, &mut lease) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // The next one need not wait. If this fails too, it has to; the first error is the one that matters.
+                let _ = lease.release(0);
+                return Err(error);
+            }
         };
-        let mut space = Space::open(dir.to_path_buf(), options.reserve_bytes, options.low_water_bytes)?;
-        let old = history.as_ref().map_or(Ok(Vec::new()), |history| seal(dir, history, end))?;
-        let setup = LogSetup {
-            dir: dir.to_path_buf(),
-            block_bytes: options.block_bytes,
-            segment_bytes: options.log_segment_bytes,
-            log_id,
-            epoch: lease.epoch(),
-        };
-        let log = Log::begin(setup, position + 1, end.map(|end| end.before), old, &mut space)?;
-        lease.renew(position)?;
-        let payloads = clean(dir, lease.epoch(), history.as_ref())?;
+        let Prepared { log, space, opened, payloads } = prepared;
         let payload = PayloadWriter::new(dir.to_path_buf(), options.payload_segment_bytes, &payloads);
-
+        let position = opened.position.0;
         let shared = Arc::new(Shared::default());
         shared.set_synced(position);
         shared.set_full(space.is_full());
         shared.set_log_bytes(log.bytes());
-        let opened = Opened {
-            log_id,
-            epoch: lease.epoch(),
-            position: Position(position),
-            log_bytes: end.map_or(0, |end| end.log_bytes),
-            created: history.is_none(),
-        };
         let worker = SyncThread {
             dir: dir.to_path_buf(),
-            log_id,
+            log_id: opened.log_id,
             renew_every: options.renew_every,
             shared: Arc::clone(&shared),
             log,
-            payload: PayloadFiles::new(payload.shared(), log_id),
+            payload: PayloadFiles::new(payload.shared(), opened.log_id),
             lease,
             space,
             on_sync,
@@ -319,9 +302,8 @@ impl Store {
         if let Some(thread) = self.thread.take() {
             self.flush();
             self.shared.stop();
-            if thread.join().is_err() {
-                self.shared.set_failed("the sync thread panicked".to_string());
-            }
+            // A panic has been noted by the thread itself.
+            let _ = thread.join();
         }
     }
 }
@@ -330,6 +312,51 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What `open` makes before the sync thread starts.
+struct Prepared {
+    log: Log,
+    space: Space,
+    opened: Opened,
+    /// Payload segments on disk.
+    payloads: Vec<u32>,
+}
+
+/// Replays the history and begins the epoch that `lease` holds.
+fn prepare(
+    dir: &Path,
+    options: &Options,
+    replay: &mut ReplayFn<'_>,
+    lease: &mut Lease,
+) -> Result<Prepared, StoreError> {
+    let history = History::find(dir)?;
+    let end = history.as_ref().map(|history| history.replay(dir, replay)).transpose()?;
+    let position = end.map_or(0, |end| end.position);
+    let log_id = match &history {
+        Some(history) => history.log_id,
+        None => random_id(dir)?,
+    };
+    let mut space = Space::open(dir.to_path_buf(), options.reserve_bytes, options.low_water_bytes)?;
+    let old = history.as_ref().map_or(Ok(Vec::new()), |history| seal(dir, history, end))?;
+    let setup = LogSetup {
+        dir: dir.to_path_buf(),
+        block_bytes: options.block_bytes,
+        segment_bytes: options.log_segment_bytes,
+        log_id,
+        epoch: lease.epoch(),
+    };
+    let log = Log::begin(setup, position + 1, end.map(|end| end.before), old, &mut space)?;
+    lease.renew(position)?;
+    let payloads = clean(dir, lease.epoch(), history.as_ref(), end)?;
+    let opened = Opened {
+        log_id,
+        epoch: lease.epoch(),
+        position: Position(position),
+        log_bytes: end.map_or(0, |end| end.log_bytes),
+        created: history.is_none(),
+    };
+    Ok(Prepared { log, space, opened, payloads })
 }
 
 fn random_id(dir: &Path) -> Result<u64, StoreError> {
@@ -361,7 +388,17 @@ fn seal(dir: &Path, history: &History, end: Option<End>) -> Result<Vec<OldSegmen
 }
 
 /// Removes what the new epoch's durable first segment has made meaningless. Returns the payload segments.
-fn clean(dir: &Path, epoch: u64, history: Option<&History>) -> Result<Vec<u32>, StoreError> {
+fn clean(
+    dir: &Path,
+    epoch: u64,
+    history: Option<&History>,
+    end: Option<End>,
+) -> Result<Vec<u32>, StoreError> {
+    if let Some(end) = end {
+        let path = end.before.id.path(dir);
+        let head = OpenOptions::new().write(true).open(&path).on("open", &path)?;
+        space::shorten(&head, &path, end.before.end);
+    }
     let listing = folder::list(dir)?;
     for path in &listing.temporary {
         folder::remove(path)?;

@@ -64,8 +64,20 @@ pub(crate) struct SyncThread {
     pub last_work: Instant,
 }
 
+/// Tells the caller when the sync thread panics, which it would otherwise wait for in vain.
+struct Watch(Arc<Shared>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.set_failed("the sync thread panicked".to_string());
+        }
+    }
+}
+
 impl SyncThread {
     pub fn run(mut self) {
+        let _watch = Watch(Arc::clone(&self.shared));
         loop {
             match self.cycle() {
                 Ok(true) => {}

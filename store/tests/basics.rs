@@ -204,5 +204,6 @@ fn a_record_that_the_caller_refuses_is_named() {
     let error =
         pf_store::Store::open(dir.path(), quick(), refuse, events.callback()).map(|_| ()).unwrap_err();
     assert!(matches!(error, StoreError::Replay { position: 2, offset: 4096, .. }), "{error}");
-    // The refusal released nothing and harmed nothing: this process holds the folder only in name.
+    // The refusal harmed nothing, and the folder was given back.
+    assert_eq!(all_records(dir.path()).list.len(), 3);
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{Found, quick};
 use pf_store::{Class, Options, RecordType, StoreError, tools};
@@ -235,16 +235,28 @@ fn check_counts_and_backup_can_be_opened() {
     assert!(matches!(tools::check(empty.path()), Err(StoreError::Empty { .. })));
 }
 
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn backups_of_a_busy_store_are_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut store, _, _, events) = common::open(dir.path(), options());
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    // The owner's word moves as fast as the log, so that readers meet every order of the two.
+    let renew_every = std::time::Duration::from_millis(1);
+    let (mut store, _, _, events) = common::open(dir.path(), Options { renew_every, ..options() });
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when an expectation fails here: the writer would go on for ever.
+        let stopping = Stop(&stop);
         let writer = scope.spawn(|| {
             let mut snapshots = 0;
             while !stop.load(Ordering::Relaxed) {
-                for _ in 0..20 {
+                for _ in 0..200 {
                     store.append(KIND, Class::Ordinary, &[1; 200]).unwrap();
                     store.sync().unwrap();
                 }
@@ -269,7 +281,7 @@ fn backups_of_a_busy_store_are_whole() {
             let start = found.snapshot.as_ref().map_or(0, |(position, _)| *position);
             assert_eq!(start + found.list.len() as u64, position);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         assert!(writer.join().unwrap() > 0);
     });
 }
