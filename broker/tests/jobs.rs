@@ -1,4 +1,5 @@
 //! The life of jobs over the API, with a relay that runs nothing, and a broker that is killed.
+#![expect(clippy::unwrap_used, reason = "an unwrap that fails is a failed test")]
 
 mod common;
 

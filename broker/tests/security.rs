@@ -1,4 +1,5 @@
 //! Who may call, and what becomes of bad input. Everything over real sockets.
+#![expect(clippy::unwrap_used, reason = "an unwrap that fails is a failed test")]
 
 mod common;
 
@@ -191,7 +192,8 @@ fn bad_requests_name_what_is_wrong() {
     let open = client.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(0, true)).ok()["job"].clone();
     let tasks = format!("/v1/jobs/{open}/tasks?first=0");
     let columns: &[(&str, &str)] = &[("Content-Type", "application/vnd.pilotfish.tasks")];
-    let cases: &[(&str, &str, &[(&str, &str)], &[u8], u16)] = &[
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16);
+    let cases: &[Case<'_>] = &[
         ("PUT", "/v1/jobs/nokey", &[], b"{}", 400),
         ("PUT", "/v1/jobs/00000000000000000000000000000001x", &[], b"{}", 400),
         ("PUT", "/v1/jobs/00000000000000000000000000000002", &[], b"{\"count\":", 400),
