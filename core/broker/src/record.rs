@@ -277,6 +277,7 @@ pub enum RecordError {
 macro_rules! records {
     ($($(#[$meta:meta])* $number:literal $name:ident $class:ident,)*) => {
         /// Any record.
+        #[expect(clippy::large_enum_variant, reason = "records live for one turn; a box would cost each an allocation")]
         #[derive(Debug, Clone, PartialEq)]
         pub enum Record {
             $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*

@@ -176,7 +176,7 @@ impl World {
                 assert!(self.replies.insert(ticket, reply).is_none(), "ticket {ticket} is answered once");
             }
             Effect::Stream { subscription, batch } => self.streams.push((subscription, batch)),
-            Effect::Frame { conn, bytes } => self.to_relay(conn, &bytes, inputs),
+            Effect::Frame { conn, bytes } => self.relay_gets(conn, &bytes, inputs),
             Effect::CloseConn { conn } => self.closed.push(conn),
             Effect::SetTimer { at } if at <= self.now => inputs.push(Input::Timer),
             Effect::SetTimer { .. } => {}
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    fn to_relay(&mut self, conn: u64, bytes: &Bytes, inputs: &mut Vec<Input>) {
+    fn relay_gets(&mut self, conn: u64, bytes: &Bytes, inputs: &mut Vec<Input>) {
         let now = self.now;
         let Some(relay) = self.relays.get_mut(&conn) else { return };
         let (mut events, mut outs) = (Vec::new(), Vec::new());
