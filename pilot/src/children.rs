@@ -26,11 +26,11 @@ pub(crate) struct Children {
 impl Children {
     /// A process was spawned by request `seq`. Answers its end, if it is over already.
     pub fn add(&mut self, pid: i32, who: Who, seq: u64) -> Option<End> {
-        if let Some((last, end)) = self.early.remove(&pid) {
-            if seq <= last {
-                signal_group(pid, libc::SIGKILL);
-                return Some(end);
-            }
+        if let Some((last, end)) = self.early.remove(&pid)
+            && seq <= last
+        {
+            signal_group(pid, libc::SIGKILL);
+            return Some(end);
         }
         self.by_pid.insert(pid, who);
         None

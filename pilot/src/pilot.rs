@@ -197,10 +197,10 @@ impl PilotNode {
             for name in &launch.env_remove {
                 command.env_remove(name);
             }
-            if let ([node], true) = (&launch.nodes[..], self.nodes.len() > 1) {
-                if let Some(name) = self.nodes.get(usize::from(*node)) {
-                    command.env(NODE_NAME_VARIABLE, name);
-                }
+            if let ([node], true) = (&launch.nodes[..], self.nodes.len() > 1)
+                && let Some(name) = self.nodes.get(usize::from(*node))
+            {
+                command.env(NODE_NAME_VARIABLE, name);
             }
             match command.spawn() {
                 Ok(child) => drop(self.running.insert(child.id() as i32, launch.nodes.clone())),

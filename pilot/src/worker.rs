@@ -187,11 +187,11 @@ impl WorkerProcess {
     pub fn answered(&mut self, seq: u64, log: &mut Vec<u8>) -> bool {
         let mut any = false;
         while self.sent.front().is_some_and(|first| first.seq <= seq) {
-            if let Some(sent) = self.sent.pop_front() {
-                if sent.stdout.any() || sent.stderr.any() {
-                    outlog::append(log, sent.task, sent.attempt, Stream::End, b"");
-                    any = true;
-                }
+            if let Some(sent) = self.sent.pop_front()
+                && (sent.stdout.any() || sent.stderr.any())
+            {
+                outlog::append(log, sent.task, sent.attempt, Stream::End, b"");
+                any = true;
             }
         }
         any

@@ -289,7 +289,7 @@ mod tests {
             [3, 3, 1, 1, 0, 0, 2, 2].iter().zip(0..).map(|(n, gpu)| (gpu, vec![*n])).collect::<Vec<_>>();
         assert_eq!(homes, expected);
         assert_eq!(carving.reserved, [0, 8, 16, 24, 32, 40, 48, 56]);
-        assert_eq!(carving.unused, []);
+        assert!(carving.unused.is_empty());
     }
 
     #[test]

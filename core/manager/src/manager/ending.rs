@@ -173,12 +173,12 @@ impl ManagerCore {
 
     fn on_slow_workers(&mut self, now: Micros, out: &mut Vec<Effect>) {
         for (id, worker) in &mut self.workers.all {
-            if let Phase::Starting { until } = &mut worker.phase {
-                if *until <= now {
-                    // Killed; its end is reported as any other. Asked again should the kill not help.
-                    *until = now + KILL_GRACE_US;
-                    out.push(Effect::SignalWorker { worker: *id, signal: SIGKILL });
-                }
+            if let Phase::Starting { until } = &mut worker.phase
+                && *until <= now
+            {
+                // Killed; its end is reported as any other. Asked again should the kill not help.
+                *until = now + KILL_GRACE_US;
+                out.push(Effect::SignalWorker { worker: *id, signal: SIGKILL });
             }
         }
     }
