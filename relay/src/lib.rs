@@ -1,1 +1,36 @@
-//! The relay's shell: links and provider commands.
+//! The relay's shell: carries frames, runs the scheduler's commands, keeps roster, keys and tickets on disk, reads spools and logs.
+//! What it decides is in `pf-relay-core`.
+//!
+//! `pf` adds a [`RelayNode`] to its reactor, paired with the broker's node or dialling it; [`RelayHandle`] stops it and tells of its end.
+//! [`local_scheduler`] is the batch scheduler of the provider `local`, which `pf local ..` exposes.
+
+mod blockdir;
+pub mod command;
+mod error;
+mod files;
+pub mod limits;
+pub mod local_scheduler;
+mod logs;
+mod node;
+mod options;
+mod proc;
+mod work;
+
+pub use error::RelayError;
+pub use node::{Ended, RelayHandle, RelayNode};
+pub use options::{BrokerLink, RelayOptions};
+pub use pf_relay_core::Scaling;
+
+use std::path::{Path, PathBuf};
+
+/// The relay's CURVE public key (Z85), made and kept in `state_dir` if it is not there yet: what a broker elsewhere must be told.
+///
+/// # Errors
+/// When the key can neither be read nor made.
+pub fn public_key(state_dir: &Path) -> Result<String, RelayError> {
+    Ok(pf_transport::KeyPair::load_or_generate(&key_path(state_dir))?.public.to_z85())
+}
+
+pub(crate) fn key_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("relay.key")
+}

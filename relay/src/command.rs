@@ -1,0 +1,157 @@
+//! The one place that runs scheduler commands: with a timeout, a cap on what they say, and errors that name everything. Called from a thread of
+//! the relay's own, never from the reactor.
+
+use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use pf_providers::Output;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Why a command gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started.
+    #[error("run {argv}")]
+    Start {
+        /// What was to run.
+        argv: String,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// It took too long and was killed. Whether it did its work is not known.
+    #[error("{argv} did not end within {seconds} s and was killed{said}")]
+    Timeout {
+        /// What ran.
+        argv: String,
+        /// The limit.
+        seconds: u64,
+        /// What it had said on standard error.
+        said: String,
+    },
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be started or does not end in time. An exit code other than 0 is an answer, not an error.
+pub fn run(argv: &[String]) -> Result<Output, CommandError> {
+    run_within(argv, COMMAND_TIME_MAX)
+}
+
+/// As [`run`], with another limit.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_within(argv: &[String], limit: Duration) -> Result<Output, CommandError> {
+    let shown = argv.join(" ");
+    let start = |source| CommandError::Start { argv: shown.clone(), source };
+    let (program, rest) = argv.split_first().ok_or_else(|| start(io::ErrorKind::InvalidInput.into()))?;
+    let mut child = Command::new(program)
+        .args(rest)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(start)?;
+    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+    let (sender, ends) = mpsc::channel();
+    let streams: [Option<Box<dyn Read + Send>>; 2] = [
+        child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
+        child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
+    ];
+    for (number, stream) in streams.into_iter().enumerate() {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            // The receiver is gone after a timeout: nobody wants the rest.
+            let _ = sender.send((number, stream.map(capped).unwrap_or_default()));
+        });
+    }
+    let mut said = [String::new(), String::new()];
+    let deadline = std::time::Instant::now() + limit;
+    let mut open = 2;
+    while open > 0 {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match ends.recv_timeout(left) {
+            Ok((number, text)) => {
+                said[number] = text;
+                open -= 1;
+            }
+            Err(_) => break,
+        }
+    }
+    let status = if open == 0 { wait_until(&mut child, deadline) } else { None };
+    let Some(status) = status else {
+        // It is our own child and not reaped: the number is still its.
+        let _ = killpg(group, Signal::SIGKILL);
+        let _ = child.wait();
+        let [_, stderr] = said;
+        let said =
+            if stderr.is_empty() { String::new() } else { format!("; it had said: {}", stderr.trim()) };
+        return Err(CommandError::Timeout { argv: shown, seconds: limit.as_secs(), said });
+    };
+    let [stdout, stderr] = said;
+    Ok(Output { exit: status.code(), stdout, stderr })
+}
+
+/// Both pipes are closed: the process ends now, unless it closed them on purpose.
+fn wait_until(child: &mut std::process::Child, deadline: std::time::Instant) -> Option<ExitStatus> {
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) if std::time::Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            _ => return None,
+        }
+    }
+}
+
+/// Reads to the end, keeps the beginning.
+fn capped(mut stream: Box<dyn Read + Send>) -> String {
+    let mut kept = Vec::new();
+    let mut piece = [0u8; 16 << 10];
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => {
+                let room = COMMAND_OUTPUT_BYTES_MAX - kept.len();
+                kept.extend_from_slice(&piece[..n.min(room)]);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, limit: Duration) -> Result<Output, CommandError> {
+        run_within(&["sh".into(), "-c".into(), script.into()], limit)
+    }
+
+    #[test]
+    fn exit_code_and_streams_are_told() {
+        let output = sh("echo out; echo err >&2; exit 3", Duration::from_secs(60)).unwrap();
+        assert_eq!(output, Output { exit: Some(3), stdout: "out\n".into(), stderr: "err\n".into() });
+        let missing = run(&["/no/such/sbatch".into(), "-x".into()]).unwrap_err();
+        assert!(missing.to_string().contains("/no/such/sbatch -x"), "{missing}");
+    }
+
+    #[test]
+    fn output_is_capped() {
+        let output = sh("head -c 9000000 /dev/zero | tr '\\0' x", Duration::from_secs(60)).unwrap();
+        assert_eq!(output.stdout.len(), COMMAND_OUTPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_hangs_is_killed_with_its_children() {
+        let error = sh("echo slow >&2; sleep 1000 & sleep 1000", Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error, CommandError::Timeout { .. }), "{error}");
+    }
+}

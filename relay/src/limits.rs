@@ -1,0 +1,48 @@
+//! Every named maximum of the relay's shell, with its reason.
+
+use std::time::Duration;
+
+/// A scheduler's command may take this long. Busy schedulers answer within half a minute or not at all.
+pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes of each of a command's streams that are kept: a status of thousands of blocks fits.
+pub const COMMAND_OUTPUT_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of the roster that are read: thousands of blocks fit.
+pub const ROSTER_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes of a ticket that are read.
+pub const TICKET_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of one spool file: what a manager may hold unconfirmed, and headers.
+pub const SPOOL_BYTES_MAX: u64 = 1 << 30;
+
+/// Spool files of one block.
+pub const SPOOL_FILES_MAX: usize = 100_000;
+
+/// Bytes of a block's log that are shown.
+pub const BLOCK_LOG_BYTES_MAX: u64 = 64 << 10;
+
+/// Bytes of a block's log that a report carries when it died young.
+pub const BLOCK_TAIL_BYTES_MAX: u64 = 2 << 10;
+
+/// Bytes of output in one answer: more is asked for with `next`. Far below the frame limit.
+pub const LOG_ANSWER_BYTES_MAX: usize = 512 << 10;
+
+/// Bytes of a log that are read at once: at least one whole record.
+pub const LOG_READ_BYTES: usize = 4 << 20;
+
+/// A pilot that was asked to end gets this long before it is killed: it spools and leaves.
+pub const PILOT_END_MAX: Duration = Duration::from_secs(20);
+
+/// What a pilot leaves behind gets this long to end by itself.
+pub const ORPHANS_END_MAX: Duration = Duration::from_secs(5);
+
+/// Between looks at orphans that were killed: they vanish within this as a rule.
+pub const ORPHANS_LOOK: Duration = Duration::from_millis(20);
+
+/// A local submit waits this long for its supervisor's first word.
+pub const SUPERVISOR_START_MAX: Duration = Duration::from_secs(20);
+
+/// First and longest pause before the broker is dialled again, milliseconds.
+pub const REDIAL_MS: (u64, u64) = (100, 10_000);
