@@ -176,6 +176,11 @@ class Executor(View):
             raise
         LIVE.add(self._client)
 
+    @property
+    def folder(self) -> Optional[str]:
+        """The folder of an embedded chain: ``PILOTFISH_DIR=FOLDER pf status`` looks into it. None with a daemon."""
+        return self._client.embedded.dir if self._client.embedded is not None else None
+
     def _check_broker(self, broker: Optional[str], endpoint: Optional[str]) -> None:
         """Reach the broker, starting the user's daemon if it is not there, and learn its limits and whether it has the endpoint."""
         client = self._client
