@@ -9,7 +9,7 @@
 //! let (node, handle) = BrokerNode::open(&config)?;
 //! let mut reactor = Reactor::new()?;
 //! let broker = reactor.add(Box::new(node));
-//! // Here `pf` adds a relay and pairs it: reactor.pair(broker, relay), with config.local_endpoint set to the name of its endpoint;
+//! // Here `pf` adds a relay and pairs it: reactor.pair(broker, relay), with the name of its endpoint in config.local_endpoints;
 //! // or lets relays come from elsewhere: pf_broker::listen_for_relays(&mut reactor, broker, allow, &RelayListen { .. }), where `allow` is
 //! // node.allow_list(), taken before the node is added.
 //! let reactor = std::thread::spawn(move || reactor.run());

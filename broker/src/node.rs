@@ -31,8 +31,8 @@ pub struct BrokerConfig {
     pub owner_name: String,
     /// Name of this host, for people.
     pub host: String,
-    /// The endpoint of a relay in this very process: made known before that relay says its first word.
-    pub local_endpoint: Option<String>,
+    /// Endpoints of relays in this very process: made known before those relays say their first word.
+    pub local_endpoints: Vec<String>,
 }
 
 impl BrokerConfig {
@@ -45,7 +45,7 @@ impl BrokerConfig {
             timing: pf_link::Timing::default(),
             owner_name: owner_name.into(),
             host: host.into(),
-            local_endpoint: None,
+            local_endpoints: Vec::new(),
         }
     }
 }
@@ -104,7 +104,7 @@ pub struct BrokerNode {
     /// What the core was told of the store's state last.
     refusing: Option<String>,
     stopping: bool,
-    local_endpoint: Option<String>,
+    local_endpoints: Vec<String>,
 }
 
 impl std::fmt::Debug for BrokerNode {
@@ -166,7 +166,7 @@ impl BrokerNode {
             allowed: BTreeSet::new(),
             refusing: None,
             stopping: false,
-            local_endpoint: config.local_endpoint.clone(),
+            local_endpoints: config.local_endpoints.clone(),
         };
         node.sync_allowed();
         Ok((node, handle))
@@ -342,7 +342,7 @@ impl BrokerNode {
 impl Node for BrokerNode {
     fn on_start(&mut self, now: u64, out: &mut Outbox) {
         let _ = self.inbox.waker.set(out.waker());
-        if let Some(name) = self.local_endpoint.take() {
+        for name in std::mem::take(&mut self.local_endpoints) {
             let (reply, _) = oneshot::channel();
             self.ask(now, BROKER_OWNER, Request::PutEndpoint { name, relay_key: None }, reply, out);
         }

@@ -36,30 +36,36 @@ pub(crate) struct Context {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    match dispatch(cli) {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            error.print(json);
-            error.exit.into()
-        }
-    }
+    dispatch(cli).unwrap_or_else(|error| {
+        error.print(json);
+        error.exit.into()
+    })
 }
 
-fn dispatch(cli: Cli) -> Result<Exit> {
-    // These three need no configuration: a pilot must not fail because of a file that its user is just editing.
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    // These need no configuration: a block must not fail because of a file that its user is just editing.
     match &cli.verb {
-        Verb::Completions { shell } => return completions(*shell),
-        Verb::Pilot(passed) => return Ok(verbs::passed::pilot(&passed.args)),
-        Verb::Manager(passed) => return Ok(verbs::passed::manager(&passed.args)),
+        Verb::Completions { shell } => return completions(*shell).map(Exit::into),
+        Verb::Pilot(passed) => return verbs::passed::pilot(&passed.args),
+        Verb::Manager(passed) => return verbs::passed::manager(&passed.args),
+        Verb::Local(passed) => return Ok(verbs::passed::local(&passed.args)),
         _ => {}
     }
+    start_log();
     let surroundings = Surroundings::here();
     let config = Config::load(&surroundings, &surroundings.sources(cli.global.config.as_deref())?)?;
     let output = Output::new(&cli.global);
     let context = Context { config, output, surroundings, config_flag: cli.global.config };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| CliError::internal("start the runtime").because(e))?;
-    runtime.block_on(verbs::run(&context, cli.verb))
+    runtime.block_on(verbs::run(&context, cli.verb)).map(Exit::into)
+}
+
+/// What broker and relay note goes to stderr: warnings, or what PILOTFISH_LOG says (`info`, `pf_relay=debug`).
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PILOTFISH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit> {

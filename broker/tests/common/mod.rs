@@ -34,7 +34,7 @@ impl World {
 
     pub fn start_with(root: &Path, relay: RelayIs, tls_listen: Option<String>) -> World {
         let mut config = BrokerConfig::new(root.join("log"), "tester", "testhost");
-        config.local_endpoint = Some("local".into());
+        config.local_endpoints = vec!["local".into()];
         let (node, handle) = BrokerNode::open(&config).unwrap();
         let mut reactor = Reactor::new().unwrap();
         let broker = reactor.add(Box::new(node));

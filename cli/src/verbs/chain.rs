@@ -1,38 +1,289 @@
-//! Composes broker and relays from their crates: one process, one reactor thread.
+//! Composes a process from the crates of broker and relay: their nodes on one reactor thread, HTTP on threads of its own.
+//! Used by the daemon, `run`, `serve`, and `relay run`.
+
 use crate::Context;
 use crate::args::manage::RelayRunArgs;
-use crate::config::Config;
-use crate::error::{CliError, Result};
+use crate::config::{Config, EndpointConfig};
+use crate::error::{CliError, Result, io_error};
+use crate::exit::Exit;
+use crate::limits::PRIVATE_STOP_TIMEOUT;
+use pf_broker::{BrokerConfig, BrokerError, BrokerHandle, BrokerNode, HttpConfig, HttpServer, Identity, RelayListen};
+use pf_protocol::ticket::SlotPlan;
+use pf_relay::{BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling};
+use pf_transport::{Reactor, TransportError};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a chain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// The daemon of this host: blocks outlive it, the next one takes them over.
     Daemon,
+    /// One command or one program: its blocks end with it.
     Private,
 }
+
+/// Broker and relays, running.
 pub struct Chain {
-    socket: PathBuf,
+    kind: Kind,
+    broker: BrokerHandle,
+    relays: Vec<RelayHandle>,
+    http: HttpServer,
+    reactor: Option<JoinHandle<std::result::Result<(), TransportError>>>,
+    /// Closed by the reactor's thread when it ends, for whatever reason.
+    reactor_gone: tokio::sync::oneshot::Receiver<()>,
 }
+
+fn broker_error(error: BrokerError) -> CliError {
+    let hint = error.hint();
+    let refused = matches!(error, BrokerError::Served { .. } | BrokerError::Unsafe { .. } | BrokerError::Listen { .. });
+    let exit = if refused { Exit::Refused } else { Exit::Internal };
+    let error = CliError::new(exit, "start the broker").because(error);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
 impl Chain {
-    pub fn start(config: &Config, _kind: Kind) -> Result<Chain> {
-        let _ = config;
-        Err(CliError::internal("not there yet"))
+    /// Starts broker and relays. When it returns the socket is there; requests are answered as soon as the log is replayed.
+    pub fn start(config: &Config, kind: Kind) -> Result<Chain> {
+        let host = host_name();
+        let mut broker_config = BrokerConfig::new(config.places.durable.join("log"), &user_name(), &host);
+        broker_config.local_endpoints = config.endpoints.keys().cloned().collect();
+        let (node, handle) = BrokerNode::open(&broker_config).map_err(broker_error)?;
+        let allow = node.allow_list();
+        let mut reactor = Reactor::new().map_err(reactor_error)?;
+        let broker = reactor.add(Box::new(node));
+        if let Some(listen) = relay_listen(config)? {
+            let (addresses, key) =
+                pf_broker::listen_for_relays(&mut reactor, broker, allow, &listen).map_err(broker_error)?;
+            tracing::info!(addresses = addresses.join(" "), key = key.to_z85(), "relays of other hosts are let in");
+        }
+        let mut relays = Vec::new();
+        for endpoint in config.endpoints.values() {
+            let options = relay_options(config, endpoint, &host, BrokerLink::Paired)?;
+            let (node, handle) = open_relay(options)?;
+            let relay = reactor.add(Box::new(node));
+            reactor.pair(broker, relay);
+            relays.push(handle);
+        }
+        let (gone, reactor_gone) = tokio::sync::oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("reactor".into()).spawn(move || {
+            let ended = reactor.run();
+            drop(gone);
+            ended
+        });
+        let thread = thread.map_err(|e| io_error("start the reactor's thread", e))?;
+        let http = match HttpServer::start(handle.clone(), &http_config(config, &host)) {
+            Ok(http) => http,
+            Err(error) => {
+                handle.stop();
+                // The error that stopped it is the one to tell.
+                let _ = thread.join();
+                return Err(broker_error(error));
+            }
+        };
+        if let Some((address, identity)) = http.tls() {
+            tracing::info!(%address, fingerprint = identity.fingerprint(), "clients of other hosts are served");
+        }
+        Ok(Chain { kind, broker: handle, relays, http, reactor: Some(thread), reactor_gone })
     }
+
+    /// The broker's socket.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.http.socket_path()
     }
+
+    /// Waits until the broker was asked to end, or gave up.
     pub async fn ended(&mut self) {
-        std::future::pending().await
+        let mut asked = self.broker.shutdown_asked();
+        tokio::select! {
+            // The sender lives in our own handle: an error cannot come before the end.
+            _ = asked.wait_for(|asked| *asked) => {}
+            _ = &mut self.reactor_gone => {}
+        }
     }
-    pub async fn stop(self) -> Result<()> {
-        Ok(())
+
+    /// Ends it in order. Private chains end their blocks first.
+    pub async fn stop(mut self) -> Result<()> {
+        if self.kind == Kind::Private {
+            self.relays.iter().for_each(|relay| relay.stop(true));
+            let all = async {
+                for relay in &mut self.relays {
+                    relay.ended().await;
+                }
+            };
+            if tokio::time::timeout(PRIVATE_STOP_TIMEOUT, all).await.is_err() {
+                tracing::warn!("the relay does not end; what it started is left to its leases");
+            }
+        }
+        let Chain { broker, http, reactor, .. } = self;
+        let ended = tokio::task::spawn_blocking(move || {
+            http.stop();
+            broker.stop();
+            let ended = reactor.map_or(Ok(Ok(())), JoinHandle::join);
+            (ended, broker.failure())
+        });
+        let (ended, failure) = ended.await.map_err(|e| CliError::internal("end the broker").because(e))?;
+        if let Some(why) = failure {
+            return Err(CliError::internal("the broker gave up").because(why).hint("nothing acknowledged is lost: mend it, then `pf broker start`"));
+        }
+        match ended {
+            Ok(ended) => ended.map_err(reactor_error),
+            Err(_) => Err(CliError::internal("the reactor's thread panicked; its message is above")),
+        }
     }
 }
-pub fn certificate(_config: &Config) -> Result<String> {
-    Err(CliError::internal("not there yet"))
+
+fn reactor_error(error: TransportError) -> CliError {
+    CliError::internal("run the links").because(error)
 }
-pub fn relay_key(_config: &Config, _endpoint: &str) -> Result<String> {
-    Err(CliError::internal("not there yet"))
+
+fn open_relay(options: RelayOptions) -> Result<(RelayNode, RelayHandle)> {
+    let name = options.endpoint.clone();
+    RelayNode::open(options).map_err(|e| CliError::internal(format!("start the relay of endpoint {name}")).because(e))
 }
-pub async fn run_relay(_context: &Context, _args: &RelayRunArgs) -> Result<()> {
-    Err(CliError::internal("not there yet"))
+
+/// Everything that a relay is told.
+fn relay_options(config: &Config, endpoint: &EndpointConfig, host: &str, broker: BrokerLink) -> Result<RelayOptions> {
+    let program = std::env::current_exe().map_err(|e| io_error("find the program pf", e))?;
+    let name = &endpoint.name;
+    let places = &config.places;
+    let alone = matches!(broker, BrokerLink::Dial { .. });
+    Ok(RelayOptions {
+        endpoint: name.clone(),
+        broker,
+        scaling: Scaling {
+            min_blocks: endpoint.blocks_min,
+            max_blocks: endpoint.blocks_max,
+            nodes_per_block: endpoint.nodes_per_block,
+            walltime_ms: endpoint.walltime_ms,
+            idle_ms: endpoint.idle_ms,
+            ..Scaling::default()
+        },
+        provider: endpoint.provider.clone(),
+        launcher: endpoint.launcher.clone(),
+        program,
+        state_dir: relay_state(config, name),
+        blocks_dir: places.shared.join("blocks").join(name),
+        output_dir: places.output.join(name),
+        work_dir: places.output.join(name).join("work"),
+        local_dir: None,
+        python: endpoint.python.clone(),
+        slots: SlotPlan {
+            reserved_cores: endpoint.reserved_cores.clone(),
+            cores_override: endpoint.cores,
+            gpus_override: endpoint.gpus,
+        },
+        listen: vec!["127.0.0.1".into()],
+        ports: None,
+        host: host.into(),
+        takeover: false,
+        alone,
+    })
+}
+
+fn relay_state(config: &Config, endpoint: &str) -> PathBuf {
+    config.places.durable.join("relays").join(endpoint)
+}
+
+fn http_config(config: &Config, host: &str) -> HttpConfig {
+    HttpConfig {
+        local_dir: config.places.local.clone(),
+        tls_listen: config.broker.listen.first().cloned(),
+        tls_names: tls_names(config, host),
+        tls_dir: config.places.durable.clone(),
+    }
+}
+
+/// Names for the certificate: this host, and the addresses that it serves.
+fn tls_names(config: &Config, host: &str) -> Vec<String> {
+    let addresses = config.broker.listen.iter().filter_map(|a| a.rsplit_once(':'));
+    let mut names: Vec<String> = addresses.map(|(host, _)| host.trim_matches(['[', ']']).to_owned()).collect();
+    names.insert(0, host.to_owned());
+    names.dedup();
+    names
+}
+
+/// Where relays of other hosts come in, if anywhere.
+fn relay_listen(config: &Config) -> Result<Option<RelayListen>> {
+    let mut listen: Option<RelayListen> = None;
+    for address in &config.broker.listen_relays {
+        let wrong = || CliError::usage(format!("broker.listen_relays: {address:?} is not ADDRESS:PORT"));
+        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        match &mut listen {
+            None => listen = Some(RelayListen { hosts: vec![host.into()], port, key_dir: config.places.durable.clone() }),
+            Some(listen) if listen.port == port => listen.hosts.push(host.into()),
+            Some(listen) => {
+                return Err(CliError::usage(format!("broker.listen_relays has ports {} and {port}", listen.port)).hint("use one port for all addresses"));
+            }
+        }
+    }
+    Ok(listen)
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn user_name() -> String {
+    let uid = nix::unistd::geteuid();
+    let known = nix::unistd::User::from_uid(uid).ok().flatten();
+    known.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// The certificate of this host's broker, made if there is none yet.
+pub fn certificate(config: &Config) -> Result<String> {
+    config.places.prepare()?;
+    let identity = Identity::load_or_generate(&config.places.durable, &tls_names(config, &host_name()));
+    Ok(identity.map_err(broker_error)?.certificate_pem)
+}
+
+/// The key by which a broker elsewhere knows this host's relay of an endpoint.
+pub fn relay_key(config: &Config, endpoint: &str) -> Result<String> {
+    find_endpoint(config, endpoint)?;
+    config.places.prepare()?;
+    let state = relay_state(config, endpoint);
+    pf_relay::public_key(&state).map_err(|e| CliError::internal(format!("make the key of endpoint {endpoint}")).because(e))
+}
+
+fn find_endpoint<'a>(config: &'a Config, name: &str) -> Result<&'a EndpointConfig> {
+    config.endpoints.get(name).ok_or_else(|| {
+        let known = config.endpoints.keys().map(String::as_str);
+        CliError::new(Exit::NotFound, format!("endpoint {name} is not configured on this host"))
+            .hint(crate::config::layers::nearest_hint(name, known, "endpoint"))
+    })
+}
+
+/// `pf relay run`: one relay, dialling its broker, until it is told to end. Its blocks outlive it.
+pub async fn run_relay(context: &Context, args: &RelayRunArgs) -> Result<()> {
+    let config = &context.config;
+    let endpoint = find_endpoint(config, &args.endpoint)?;
+    config.places.prepare()?;
+    let link = BrokerLink::Dial { addresses: args.broker.clone(), server_key: args.broker_key.clone() };
+    let mut options = relay_options(config, endpoint, &host_name(), link)?;
+    options.takeover = args.takeover;
+    let (node, mut handle) = open_relay(options)?;
+    let mut reactor = Reactor::new().map_err(reactor_error)?;
+    reactor.add(Box::new(node));
+    // It ends with the process: a relay holds copies only, what matters is synced before it acts.
+    std::thread::Builder::new()
+        .name("reactor".into())
+        .spawn(move || reactor.run())
+        .map_err(|e| io_error("start the reactor's thread", e))?;
+    context.output.say(format!("the relay of endpoint {} dials {}", args.endpoint, args.broker.join(", ")));
+    let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
+    tokio::select! {
+        ended = handle.ended() => {
+            if ended.ok {
+                return Ok(());
+            }
+            Err(CliError::new(Exit::Refused, format!("the relay of endpoint {} ended", args.endpoint)).because(ended.reason))
+        }
+        _ = terminated.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
 }

@@ -1,13 +1,30 @@
-//! `pilot` and `manager`: processes of a block, whose code is in their own crate.
+//! `pilot`, `manager`, `local`: processes of a block and the scheduler of this machine, whose code is in crates of their own.
+//! Their arguments are written by our own providers and launchers, not by people.
 
-use crate::exit::Exit;
+use crate::error::{CliError, Result};
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// `pf pilot`.
-pub fn pilot(_args: &[OsString]) -> Exit {
-    Exit::Internal
+/// The value after `flag`.
+fn value<'a>(args: &'a [OsString], flag: &str) -> Result<&'a OsString> {
+    let at = args.iter().position(|a| a == flag);
+    at.and_then(|at| args.get(at + 1)).ok_or_else(|| CliError::usage(format!("{flag} is missing")))
 }
-/// `pf manager`.
-pub fn manager(_args: &[OsString]) -> Exit {
-    Exit::Internal
+
+/// `pf pilot --ticket FILE`.
+pub fn pilot(args: &[OsString]) -> Result<ExitCode> {
+    Ok(pf_pilot::pilot_main(&PathBuf::from(value(args, "--ticket")?)))
+}
+
+/// `pf manager --ticket FILE --node N`.
+pub fn manager(args: &[OsString]) -> Result<ExitCode> {
+    let node = value(args, "--node")?.to_str().and_then(|n| n.parse().ok());
+    let node = node.ok_or_else(|| CliError::usage("--node takes a number"))?;
+    Ok(pf_pilot::manager_main(&PathBuf::from(value(args, "--ticket")?), node))
+}
+
+/// `pf local ..`.
+pub fn local(args: &[OsString]) -> ExitCode {
+    pf_relay::local_scheduler::main(args)
 }
