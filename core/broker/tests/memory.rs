@@ -92,7 +92,7 @@ impl World {
             for effect in out {
                 match effect {
                     Effect::Append { .. } => self.position += 1,
-                    Effect::Reply { reply: answer, .. } => reply = Some(answer.unwrap()),
+                    Effect::Reply { reply: answer, .. } => reply = Some(answer.expect("an answer")),
                     Effect::Frame { conn, bytes } => {
                         let (mut events, mut outs) = (Vec::new(), Vec::new());
                         self.dialer.on_frame(0, conn, &bytes, &mut events, &mut outs);
