@@ -47,7 +47,7 @@ impl Remote {
                 .because(e)
                 .hint("copy what `pf broker cert` prints on the broker's host there")
         })?;
-        let token = read_token(broker)?;
+        let token = broker.token.clone().map_or_else(|| read_token(broker), Ok)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

@@ -17,7 +17,10 @@ pub const PROFILES: &[(&str, &str)] = &[("local", include_str!("../../../site-pr
 pub const DEFAULT_ENDPOINT: &str = "local";
 
 /// Environment variables that begin like settings and are none; each is documented in `docs/config.md`.
-pub const OTHER_VARIABLES: &[&str] = &["PILOTFISH_DIR", "PILOTFISH_CONFIG", "PILOTFISH_LOG", "PILOTFISH_PF"];
+pub const OTHER_VARIABLES: &[&str] = &["PILOTFISH_DIR", "PILOTFISH_CONFIG", "PILOTFISH_LOG", "PILOTFISH_PF", "PILOTFISH_TOKEN"];
+
+/// A variable that is this many letters from a setting's is taken for a typing error.
+const TYPING_ERRORS: usize = 3;
 
 /// Values by full name (`places.local`, `endpoints.local.cores`), each with where it came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -233,10 +236,15 @@ impl Settings {
         let variable = |key: &Key| format!("PILOTFISH_{}", key.name.replace('.', "_").to_uppercase());
         let plain = || KEYS.iter().filter(|k| k.section() != ENDPOINT_SECTION);
         let Some(key) = plain().find(|k| variable(k) == name) else {
-            let known: Vec<String> =
-                plain().map(variable).chain(OTHER_VARIABLES.iter().map(|v| (*v).into())).collect();
-            let error = CliError::usage(format!("unknown environment variable {name}"));
-            return Err(error.hint(nearest_hint(name, known.iter().map(String::as_str), "variable")));
+            // What is nearly a setting is a typing error; other programs may have variables of this kind too.
+            let near = plain().map(|k| (strsim::damerau_levenshtein(name, &variable(k)), variable(k))).min();
+            return match near {
+                Some((distance, near)) if distance <= TYPING_ERRORS => {
+                    Err(CliError::usage(format!("unknown environment variable {name}"))
+                        .hint(format!("the nearest variable is {near}")))
+                }
+                _ => Ok(()),
+            };
         };
         let value = Value::from_text(text, key.kind)
             .map_err(|why| CliError::usage(format!("environment variable {name} {why}")))?;

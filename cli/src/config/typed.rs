@@ -33,6 +33,8 @@ pub struct BrokerConfig {
     pub certificate: PathBuf,
     /// File with the token for it.
     pub token_file: PathBuf,
+    /// The token itself, from PILOTFISH_TOKEN, in place of the file.
+    pub token: Option<String>,
     /// Where this host's broker serves TLS.
     pub listen: Vec<String>,
     /// Where it lets relays in.
@@ -152,11 +154,19 @@ impl Config {
     /// The typed view of `settings`.
     pub fn from_settings(surroundings: &Surroundings, mut settings: Settings) -> Result<Config> {
         let places = Places::resolve(surroundings, &mut settings)?;
+        if let Some(root) = surroundings.var("PILOTFISH_DIR") {
+            for (key, file) in [("broker.certificate", "broker.crt"), ("broker.token_file", "token")] {
+                if let Some(slot) = settings.values.get_mut(key).filter(|v| v.1 == Origin::BuiltIn) {
+                    *slot = (Value::Text(format!("{root}/{file}")), Origin::Env("PILOTFISH_DIR".into()));
+                }
+            }
+        }
         let reader = Reader { settings: &settings };
         let broker = BrokerConfig {
             address: Some(reader.text("broker.address")?).filter(|a| !a.is_empty()),
             certificate: surroundings.expand(&reader.text("broker.certificate")?)?,
             token_file: surroundings.expand(&reader.text("broker.token_file")?)?,
+            token: surroundings.var("PILOTFISH_TOKEN").map(str::to_owned),
             listen: reader.texts("broker.listen")?,
             listen_relays: reader.texts("broker.listen_relays")?,
         };
