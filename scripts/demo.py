@@ -185,18 +185,18 @@ def tell_best(points, scores):
 
 
 def tell_time(summaries, workers, seconds):
-    """Where the time went. Each duration is measured on one host."""
+    """Where the time went: waiting at the broker, on the way and waiting at the relay, at the manager, running."""
     def duration(us):
         return "%.2f s" % (us / 1e6) if us >= 1e6 else "%.1f ms" % (us / 1e3)
 
-    print("\n  %-22s %6s %11s %11s %11s %11s   (mean of a task)" % ("where the time went", "tasks", "queued", "transferred", "held", "ran"))
+    print("\n  %-22s %6s %11s %11s %11s %11s   (mean of a task)" % ("where the time went", "tasks", "queued", "relay, wire", "held", "ran"))
     ran_us = 0
     for summary in summaries:
         times = summary["times"]
         count = max(times["tasks"], 1)
         ran_us += times["ran_us"]
         print("  %-22s %6d %11s %11s %11s %11s" % (
-            "%s %s" % (summary["job"], summary["name"]), times["tasks"],
+            "j%s %s" % (summary["job"], summary["name"]), times["tasks"],
             *(duration(times[key] / count) for key in ("queued_us", "transferred_us", "held_us", "ran_us"))))
     print("  %d workers were busy %.0f %% of %.1f s" % (workers, 100 * ran_us / 1e6 / (workers * seconds), seconds))
 
@@ -220,7 +220,7 @@ def demo(workers):
     tell_time(summaries, workers, ended - began)
     for summary, count in zip(summaries, (len(points), SHELL_TASKS)):
         if (summary["counts"]["ok"], summary["counts"]["total"], summary["times"]["tasks"]) != (count, count, count):
-            wrong.append("%s: %s of %d" % (summary["job"], summary["counts"], count))
+            wrong.append("j%s: %s of %d" % (summary["job"], summary["counts"], count))
     if wrong:
         print("\nWRONG, %d times:" % len(wrong), *wrong[:20], sep="\n  ", file=sys.stderr)
         return 1
