@@ -14,6 +14,7 @@ mod node_shape;
 mod oom;
 mod output;
 mod pilot;
+mod polls;
 mod process;
 mod spawn;
 mod ticket;
@@ -22,5 +23,5 @@ mod wire;
 mod worker;
 
 pub use manager::manager_main;
-pub use pilot::{PILOT_LOG, pilot_main};
+pub use pilot::pilot_main;
 pub use ticket::TicketError;

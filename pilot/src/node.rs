@@ -2,15 +2,16 @@
 
 use crate::capture::{Drained, Kept, drain};
 use crate::children::{Children, End, signal_group};
-use crate::limits::{EVENTS_A_TURN, LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US};
+use crate::limits::{LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US};
 use crate::oom::OomWatch;
 use crate::output::OutputLog;
+use crate::polls::{poll, stream_of, worker_flags};
 use crate::spawn::{Process, Request, Spawned, Spawners, Who};
 use crate::ticket;
 use crate::wire::Said;
 use crate::worker::WorkerProcess;
 use bytes::Bytes;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use pf_manager_core::{Effect, Input, ManagerCore, ProcessEnd, ProcessStatus, WorkerEnd};
 use pf_protocol::outlog::{self, Stream};
@@ -443,21 +444,6 @@ impl Drop for ManagerNode {
         self.children.kill_all();
         self.parts.output.finish(LAST_FILES);
     }
-}
-
-fn stream_of(n: usize) -> Stream {
-    if n == 0 { Stream::Stdout } else { Stream::Stderr }
-}
-
-fn worker_flags(write: bool) -> EpollFlags {
-    if write { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN }
-}
-
-/// What is ready, without waiting.
-fn poll(epoll: &Epoll) -> Vec<(u64, EpollFlags)> {
-    let mut events = [EpollEvent::empty(); EVENTS_A_TURN];
-    let count = epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-    events[..count].iter().map(|event| (event.data(), event.events())).collect()
 }
 
 impl Node for ManagerNode {

@@ -11,7 +11,6 @@ use pf_launcher::{Launch, LaunchPlan, LauncherError, launcher};
 use pf_link::Timing;
 use pf_manager_core::{PilotConfig, PilotCore, PilotEffect, PilotInput};
 use pf_protocol::Micros;
-use pf_protocol::ticket::Ticket;
 use pf_transport::{CloseReason, Conn, Node, Outbox, Reactor, now_us};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -20,9 +19,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Name of the pilot's log in the block's folder.
-pub const PILOT_LOG: &str = "pilot.log";
 
 const SIGNALS: u64 = 1;
 
@@ -84,7 +80,6 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     let exit: Arc<Mutex<i32>> = Arc::default();
     let node = PilotNode {
         core: PilotCore::new(config),
-        log: Log::open(&ticket),
         ticket_path: ticket_path.into(),
         launches,
         nodes,
@@ -101,33 +96,14 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     Ok(code)
 }
 
-/// The pilot's log in the block's folder, and its standard error for the batch system's own.
-struct Log {
-    file: Option<std::fs::File>,
-}
-
-impl Log {
-    fn open(ticket: &Ticket) -> Self {
-        let path = Path::new(&ticket.dir).join(PILOT_LOG);
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
-        if let Err(error) = &file {
-            tracing::warn!(path = %path.display(), %error, "the pilot's log cannot be written");
-        }
-        Log { file: file.ok() }
-    }
-
-    fn line(&mut self, text: &str) {
-        tracing::info!("{text}");
-        if let Some(file) = &mut self.file {
-            // A log that cannot be written must not end the block.
-            let _ = writeln!(file, "{} {text}", process::clock_ms());
-        }
-    }
+/// A line for people. The batch script's output is a file in the block's folder, so standard error is the pilot's log.
+fn log(text: &str) {
+    // A log that cannot be written must not end the block.
+    let _ = writeln!(io::stderr(), "pilot {}: {text}", process::clock_ms());
 }
 
 struct PilotNode {
     core: PilotCore,
-    log: Log,
     ticket_path: PathBuf,
     launches: Vec<Launch>,
     nodes: Vec<String>,
@@ -163,9 +139,9 @@ impl PilotNode {
                     crate::children::signal_group(*pid, signal);
                 }
             }
-            PilotEffect::Log { text } => self.log.line(&text),
+            PilotEffect::Log { text } => log(&text),
             PilotEffect::Exit { code, reason } => {
-                self.log.line(&format!("exit {code}: {reason}"));
+                log(&format!("exit {code}: {reason}"));
                 *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = code;
                 out.stop();
             }
@@ -179,7 +155,7 @@ impl PilotNode {
         match specs {
             Ok(specs) => specs.iter().map(|spec| out.dial(spec).0).collect(),
             Err(error) => {
-                self.log.line(&format!("the ticket cannot be used now: {error}"));
+                log(&format!("the ticket cannot be used now: {error}"));
                 Vec::new()
             }
         }
@@ -246,7 +222,7 @@ impl Node for PilotNode {
     }
 
     fn on_closed(&mut self, now: u64, conn: Conn, reason: CloseReason, out: &mut Outbox) {
-        self.log.line(&format!("a connection to the relay is over: {reason}"));
+        log(&format!("a connection to the relay is over: {reason}"));
         self.give(now, PilotInput::ConnClosed { conn: conn.0 }, out);
     }
 

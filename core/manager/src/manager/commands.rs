@@ -73,7 +73,8 @@ pub(super) fn judge(
         (Some(Ending::Cancelled | Ending::Dropped), _) => {
             (OutcomeKind::Cancelled, "cancelled while it ran, and killed".into())
         }
-        (Some(Ending::GivenUp(why)), _) => (OutcomeKind::NodeLost, format!("killed: {why}")),
+        // `Lost`, not `NodeLost`: the manager itself tells it, so the task is no suspect.
+        (Some(Ending::GivenUp(why)), _) => (OutcomeKind::Lost, format!("killed: {why}")),
         (None, _) if end.out_of_memory => {
             let peak = end.usage.max_rss_kib >> 10;
             (

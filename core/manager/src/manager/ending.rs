@@ -167,7 +167,7 @@ impl ManagerCore {
     fn give_up_held(&mut self, now: Micros, why: &str) {
         for id in self.attempts.held() {
             let error = ErrorDetail { message: format!("not started: {why}"), ..ErrorDetail::default() };
-            self.end_not_started(now, id, OutcomeKind::NodeLost, error);
+            self.end_not_started(now, id, OutcomeKind::Lost, error);
         }
     }
 

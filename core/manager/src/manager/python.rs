@@ -202,7 +202,7 @@ impl ManagerCore {
         let Some(attempt) = self.attempts.all.get(&id) else { return };
         let since = attempt.state.running_since().unwrap_or(now);
         let (kind, error) = judge(end, attempt.ending.as_ref(), self.time_limit_ms(id));
-        let by_us = matches!(kind, OutcomeKind::TimeLimit | OutcomeKind::Cancelled | OutcomeKind::NodeLost);
+        let by_us = matches!(kind, OutcomeKind::TimeLimit | OutcomeKind::Cancelled | OutcomeKind::Lost);
         let (kind, mut error) = match error {
             Some(error) if by_us || kind == OutcomeKind::OutOfMemory => (kind, error),
             other => (OutcomeKind::WorkerLost, other.unwrap_or_default()),
@@ -226,7 +226,7 @@ impl ManagerCore {
                 None => self.attempts.hold_again(id),
                 Some(Ending::GivenUp(why)) => {
                     let error = ErrorDetail { message: why, ..ErrorDetail::default() };
-                    self.end_not_started(now, id, OutcomeKind::NodeLost, error);
+                    self.end_not_started(now, id, OutcomeKind::Lost, error);
                 }
                 Some(_) => {
                     let error = ErrorDetail {

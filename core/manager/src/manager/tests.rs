@@ -464,7 +464,7 @@ fn cut_off_for_the_lease_it_starts_nothing_and_for_twice_the_lease_it_kills() {
     let kinds: BTreeMap<AttemptId, (OutcomeKind, Ran)> =
         rig.outcomes().iter().map(|o| (o.attempt, (o.kind, o.ran))).collect();
     assert_eq!(kinds[&ids[0]], (OutcomeKind::Value, Ran::Yes));
-    assert_eq!(kinds[&ids[1]], (OutcomeKind::NodeLost, Ran::No));
+    assert_eq!(kinds[&ids[1]], (OutcomeKind::Lost, Ran::No));
     rig.dispatch(1, 1);
     assert!(
         rig.messages.iter().any(|m| matches!(m, Message::Refused(_))),
@@ -501,7 +501,7 @@ fn the_walltime_ends_in_order_warn_kill_spool_exit() {
     assert_eq!(rig.signals[1..], [(ids[0], 15), (ids[0], 9)]);
     rig.end(ids[0], killed(9));
     rig.turn_end();
-    assert_eq!(rig.outcomes()[0].kind, OutcomeKind::NodeLost);
+    assert_eq!(rig.outcomes()[0].kind, OutcomeKind::Lost);
     rig.wait_until(20 * SECOND);
     assert_eq!(rig.spooled, 1, "nobody confirmed");
     assert!(rig.exit.is_some());
