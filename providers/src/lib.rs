@@ -100,6 +100,12 @@ pub trait Provider: Send + Sync {
     /// Its name in profiles.
     fn name(&self) -> &'static str;
 
+    /// A submit whose answer was lost shows in the status within this, or was never taken. Milliseconds.
+    fn submit_shows_within_ms(&self) -> u64;
+
+    /// How often it may be asked while something is expected of it. Milliseconds.
+    fn poll_ms(&self) -> u64;
+
     /// The command that submits a block.
     fn submit(&self, request: &BlockRequest) -> Plan;
 

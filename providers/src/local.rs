@@ -68,6 +68,16 @@ impl Provider for Local {
         "local"
     }
 
+    fn submit_shows_within_ms(&self) -> u64 {
+        // The supervisor's first act, or it never lived.
+        20_000
+    }
+
+    fn poll_ms(&self) -> u64 {
+        // Its answer costs one short process on this host, and nobody else's patience.
+        100
+    }
+
     fn submit(&self, request: &BlockRequest) -> Plan {
         let seconds = request.walltime_ms.div_ceil(1_000).to_string();
         let rest = ["--name", &request.name, "--dir", &request.dir, "--walltime-s", &seconds];

@@ -99,10 +99,12 @@ impl RelayNode {
     ///
     /// # Errors
     /// When folders, keys or roster cannot be used, or the provider is not known.
-    pub fn open(options: RelayOptions) -> Result<(RelayNode, RelayHandle), RelayError> {
+    pub fn open(mut options: RelayOptions) -> Result<(RelayNode, RelayHandle), RelayError> {
         private_dir(&options.state_dir)?;
         private_dir(&options.blocks_dir)?;
         let provider = pf_providers::provider(&options.provider, &options.program.to_string_lossy())?;
+        options.scaling.unclear_ms = provider.submit_shows_within_ms();
+        options.scaling.poll_ms = provider.poll_ms();
         let keys = KeyPair::load_or_generate(&key_path(&options.state_dir))?;
         let roster = load_roster(&options)?;
         let desk = Arc::new(Desk::default());

@@ -1,7 +1,7 @@
 //! What becomes of a block: what the scheduler says of it, its end, what it left behind, and what its failure means for the next.
 
 use crate::io::{BlockRecord, Effect, Seen};
-use crate::limits::{BACKOFF_MS_MAX, ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US, POLL_SOON_US};
+use crate::limits::{BACKOFF_MS_MAX, ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US};
 use crate::relay::Relay;
 use pf_protocol::BlockId;
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -34,7 +34,8 @@ impl Relay {
             return;
         }
         let calm = self.blocks.live().all(|b| b.pilot_conn.is_some() && b.drain.is_none() && b.fresh);
-        self.blocks.poll_at = self.now + if calm { POLL_CALM_US } else { POLL_SOON_US };
+        self.blocks.poll_at =
+            self.now + if calm { POLL_CALM_US } else { self.config.scaling.poll_ms * 1_000 };
         self.blocks.polling_since = Some(self.now);
         self.effects.push(Effect::QueryBlocks { blocks });
     }

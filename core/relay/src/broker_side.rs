@@ -83,7 +83,27 @@ impl Relay {
         self.classes.all[class].waiting += job.waiting_count;
         (job.class, job.priority, job.released) = (class, def.spec.priority, false);
         job.def = Some(def);
+        if job.placed > 0 {
+            self.count_anew(id, class);
+        }
         self.make_ready(id);
+    }
+
+    /// Attempts that were adopted before their job was defined are counted with its resources from now on.
+    fn count_anew(&mut self, id: JobId, class: usize) {
+        for flight in self.flights.values_mut().filter(|f| f.job == id && f.class != class) {
+            let old = std::mem::replace(&mut flight.class, class);
+            let live = flight.live();
+            self.classes.all[old].placed -= u64::from(live);
+            self.classes.all[class].placed += u64::from(live);
+            if let Some(manager) = self.managers.get_mut(&flight.manager) {
+                manager.count(old, &self.classes.all[old].resources, -i64::from(live));
+                manager.count(class, &self.classes.all[class].resources, i64::from(live));
+                if !std::mem::replace(&mut manager.touched, true) {
+                    self.touched.push(flight.manager);
+                }
+            }
+        }
     }
 
     fn on_assign(&mut self, assign: Assign) {

@@ -36,6 +36,8 @@ pub struct Scaling {
     /// A submit that was not answered and that no status lists for this long has failed, milliseconds. A scheduler under load can
     /// take minutes.
     pub unclear_ms: u64,
+    /// The scheduler is asked this often while a block waits or is about to end, milliseconds.
+    pub poll_ms: u64,
 }
 
 impl Default for Scaling {
@@ -53,6 +55,7 @@ impl Default for Scaling {
             failures_max: 10,
             backoff_ms: 1_000,
             unclear_ms: 900_000,
+            poll_ms: 1_000,
         }
     }
 }

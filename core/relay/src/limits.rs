@@ -46,10 +46,10 @@ pub const SCALE_US: u64 = 250_000;
 /// And this often while there is neither block nor manager: an idle daemon on a login node hardly wakes up.
 pub const SCALE_QUIET_US: u64 = 1_000_000;
 
-/// The scheduler is asked this often while a block waits or is about to end, microseconds.
-pub const POLL_SOON_US: u64 = 1_000_000;
+/// While the relay stops, it looks this often whether it can go: a person waits for it.
+pub const STOP_LOOK_US: u64 = 20_000;
 
-/// And this often while all blocks run and are heard, microseconds.
+/// The scheduler is asked this often while all blocks run and are heard, microseconds.
 pub const POLL_CALM_US: u64 = 10_000_000;
 
 /// A scheduler command that was not answered for this long is asked again, microseconds: above the shell's own timeout.

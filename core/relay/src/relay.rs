@@ -4,7 +4,7 @@ use crate::blocks::Blocks;
 use crate::classes::Classes;
 use crate::flight::Flight;
 use crate::io::{Config, Effect, Input, Roster};
-use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_US, STRANGERS_MAX};
+use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_US, STOP_LOOK_US, STRANGERS_MAX};
 use crate::manager::Manager;
 use crate::outbox::Outbox;
 use crate::queue::Job;
@@ -87,7 +87,7 @@ pub struct Relay {
     pub(crate) decisions: VecDeque<Decision>,
     pub(crate) report_dirty: bool,
     report_at: Micros,
-    scale_at: Micros,
+    pub(crate) scale_at: Micros,
     pub(crate) dirty: bool,
     timer_at: Micros,
     pub(crate) stopping: Option<crate::stop::Stopping>,
@@ -245,7 +245,12 @@ impl Relay {
         }
         if self.now >= self.scale_at {
             let quiet = self.managers.is_empty() && self.blocks.live().next().is_none();
-            self.scale_at = self.now + if quiet { SCALE_QUIET_US } else { SCALE_US };
+            self.scale_at = self.now
+                + match (&self.stopping, quiet) {
+                    (Some(_), _) => STOP_LOOK_US,
+                    (None, true) => SCALE_QUIET_US,
+                    (None, false) => SCALE_US,
+                };
             self.drain_events();
             self.bury_the_silent();
             self.check_barrier();

@@ -42,6 +42,7 @@ impl Relay {
                 self.drain_block(id, "the relay stops when its tasks have ended", NO_HURRY_MS);
             }
         }
+        self.scale_at = self.now;
         self.go_on_stopping();
     }
 

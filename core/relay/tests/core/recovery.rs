@@ -1,14 +1,12 @@
 //! The barrier after a restart, broken sessions, lost managers, adoption, the ordered end.
 
-mod world;
-
+use crate::world::{World, scaling};
 use pf_protocol::job::{JobSpec, OnLost};
 use pf_protocol::message::{AnswerWhat, Ask, AskWhat, PilotReport, UnfinishedJob};
 use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind, Ran};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::{AttemptId, BlockId, Epoch, JobId, Ranges};
 use pf_relay_core::{BlockRecord, Input, Roster, Scaling};
-use world::{World, scaling};
 
 const SECOND: u64 = 1_000_000;
 
@@ -256,4 +254,33 @@ fn a_stop_with_kill_does_not_hang_on_a_deaf_manager() {
     world.pass(30 * SECOND);
     assert_eq!(world.cancels, [BlockId(1)]);
     assert_eq!(world.exit.as_ref().map(|e| e.1), Some(true));
+}
+
+#[test]
+fn what_was_adopted_is_counted_once_its_job_is_defined() {
+    let mut world = World::again(
+        scaling(),
+        Roster {
+            blocks: vec![BlockRecord { nodes: 1, ..running_roster().blocks[0].clone() }],
+            ..running_roster()
+        },
+        0,
+    );
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.epoch = 3;
+    world.unfinished = unfinished(2);
+    let handle = world.add_manager(1, 0, 4);
+    world.cut_manager(handle);
+    if let Some(manager) = world.managers.get_mut(&handle) {
+        manager
+            .held
+            .insert(AttemptId { epoch: Epoch(3), n: 44 }, pf_protocol::TaskId { job: JobId(1), index: 0 });
+    }
+    world.connect_broker();
+    world.connect_manager(handle);
+    let wide = pf_protocol::resources::Resources { cores: 3, ..Default::default() };
+    world.define(1, JobSpec { resources: wide, ..JobSpec::default() });
+    world.define(2, JobSpec::default());
+    world.assign(2, 0, 9);
+    assert_eq!(world.held(), 2, "3 cores are taken: one is free");
 }

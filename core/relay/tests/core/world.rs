@@ -1,5 +1,4 @@
 //! A broker, managers and a scheduler around one relay core, in one thread, on the real link ends.
-#![expect(dead_code, reason = "each test binary uses a part")]
 
 use bytes::Bytes;
 use pf_link::{Acceptor, Dialer, Event, Out, Timing};

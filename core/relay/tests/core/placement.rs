@@ -1,13 +1,11 @@
 //! Placement, prefetch, recall, cancel, credit.
 
-mod world;
-
+use crate::world::{World, scaling};
 use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Cancel, Refused};
 use pf_protocol::outcome::OutcomeKind;
 use pf_protocol::resources::Resources;
 use pf_protocol::{JobId, Ranges};
-use world::{World, scaling};
 
 /// A broker, and one block with managers of 4 cores.
 fn ready(managers: u16) -> World {

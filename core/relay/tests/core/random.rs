@@ -1,8 +1,7 @@
 //! Random events, from a seed: whatever happens, the invariants hold (`World::input` checks them after every input), and when the trouble is over
 //! each task that was assigned has an outcome or went back.
 
-mod world;
-
+use crate::world::{World, scaling};
 use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Cancel, Refused};
 use pf_protocol::outcome::OutcomeKind;
@@ -11,7 +10,6 @@ use pf_protocol::resources::Resources;
 use pf_protocol::{BlockId, JobId, Ranges, TaskId};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use world::{World, scaling};
 
 #[derive(Debug, Clone)]
 enum Step {

@@ -1,0 +1,7 @@
+//! The relay's core between a broker, managers and a scheduler that are none.
+
+mod placement;
+mod random;
+mod recovery;
+mod scaling;
+mod world;
