@@ -51,7 +51,7 @@ impl Broker {
             link.sent_tasks += tasks;
             link.sent_bytes += bytes;
             let conn = link.conn;
-            self.define(id, &batches, turn);
+            self.define(id, batches.iter().map(|b| b.job), turn);
             self.send(conn, Assign { batches }.into(), turn);
             left = left.saturating_sub(tasks);
             if left == 0 {
@@ -200,14 +200,19 @@ impl Broker {
     }
 
     /// Tells the relay of jobs that it has not heard of in this session.
-    fn define(&mut self, id: EndpointId, batches: &[TaskBatch], turn: &mut Turn<'_>) {
-        for batch in batches {
+    pub(crate) fn define(
+        &mut self,
+        id: EndpointId,
+        jobs: impl IntoIterator<Item = JobId>,
+        turn: &mut Turn<'_>,
+    ) {
+        for job in jobs {
             let Some(link) = self.link_mut(id) else { return };
-            if !link.defined.insert(batch.job) {
+            if !link.defined.insert(job) {
                 continue;
             }
             let conn = link.conn;
-            let Some(job) = self.state.jobs.get(&batch.job) else { continue };
+            let Some(job) = self.state.jobs.get(&job) else { continue };
             let function = match &job.spec.body {
                 Body::Python(python) => self.state.functions.get(&python.function).map(|f| f.function()),
                 Body::Command(_) => None,

@@ -57,6 +57,9 @@ impl Broker {
             live.claimed = holding.get(&id).map(|held| held.intersection(&assigned)).unwrap_or_default();
             let mut unclaimed = assigned;
             unclaimed.subtract(&live.claimed);
+            // A new relay has to know what it has adopted: its resources, and what its loss would mean.
+            let adopted = !live.claimed.is_empty();
+            self.define(endpoint, adopted.then_some(id), turn);
             self.give_back(id, &unclaimed, turn);
         }
         self.to_pump.insert(endpoint);

@@ -209,11 +209,9 @@ impl Relay {
     }
 
     pub(crate) fn on_block_log(&mut self, id: BlockId, tail: String) {
-        if let Some(block) = self.blocks.all.get_mut(&id) {
-            if !block.record.came_up && !tail.trim().is_empty() {
-                let last = tail.trim().lines().last().unwrap_or_default().to_string();
-                self.decide(format!("the last words of {id}: {last}"));
-            }
+        let young = self.blocks.all.get(&id).is_some_and(|b| !b.record.came_up);
+        if let Some(last) = tail.trim().lines().last().filter(|_| young) {
+            self.decide(format!("the last words of {id}: {last}"));
         }
         if let Some(block) = self.blocks.all.get_mut(&id) {
             block.log_tail = Some(tail).filter(|t| !t.trim().is_empty());

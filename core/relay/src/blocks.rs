@@ -173,11 +173,9 @@ impl Relay {
             if self.recovery.settled || self.stopping.is_some() {
                 self.end_what_drains();
             }
-            if self.recovery.settled {
-                if self.stopping.is_none() {
-                    self.give_back_idle();
-                    self.ask_for_blocks();
-                }
+            if self.recovery.settled && self.stopping.is_none() {
+                self.give_back_idle();
+                self.ask_for_blocks();
             }
             self.save_roster();
             self.poll_blocks();
@@ -350,7 +348,7 @@ impl Relay {
         }
         conns.extend(pilot);
         for conn in conns {
-            self.to_peer(conn, Drain { epoch: self.epoch, reason: reason.into(), grace_ms });
+            self.tell_peer(conn, Drain { epoch: self.epoch, reason: reason.into(), grace_ms });
         }
     }
 

@@ -170,7 +170,7 @@ impl Relay {
         let conn = self.managers.get(&handle).filter(|m| m.judged).and_then(|m| m.conn);
         if let Some(conn) = conn {
             for page in attempts.chunks(LIST_ITEMS_MAX) {
-                self.to_peer(conn, CancelAttempts { epoch: self.epoch, attempts: page.to_vec(), kill });
+                self.tell_peer(conn, CancelAttempts { epoch: self.epoch, attempts: page.to_vec(), kill });
             }
         }
     }
@@ -220,20 +220,18 @@ impl Relay {
             })
             .collect();
         for (conn, jobs) in told {
-            self.to_peer(conn, Release { jobs });
+            self.tell_peer(conn, Release { jobs });
         }
     }
 
     /// Forgets a released job once nothing of it is left.
     pub(crate) fn retire(&mut self, id: JobId) {
         let over = self.jobs.get(&id).is_some_and(|j| j.released && j.placed == 0 && j.waiting_count == 0);
-        if over {
-            if let Some(job) = self.jobs.remove(&id).filter(|j| j.ready) {
-                if let Some(queue) = self.ready.get_mut(&(Reverse(job.priority), job.class)) {
-                    queue.retain(|other| *other != id);
-                }
-            }
+        let Some(job) = self.jobs.get(&id).filter(|_| over) else { return };
+        if let Some(queue) = self.ready.get_mut(&(Reverse(job.priority), job.class)).filter(|_| job.ready) {
+            queue.retain(|other| *other != id);
         }
+        self.jobs.remove(&id);
     }
 
     /// Gives everything that waits back to the broker.
@@ -249,7 +247,7 @@ impl Relay {
         if !jobs.is_empty() {
             let count: u64 = jobs.iter().map(|(_, tasks)| tasks.len()).sum();
             self.decide(format!("give {count} tasks back to the broker: the relay stops"));
-            self.to_broker(Return { jobs });
+            self.tell_broker(Return { jobs });
         }
     }
 
@@ -257,7 +255,7 @@ impl Relay {
     pub(crate) fn send_to_broker(&mut self) {
         while self.recovery.ready() && self.outbox.has_unsent() {
             let Some((number, batches)) = self.outbox.next() else { break };
-            self.to_broker(Outcomes { number, batches });
+            self.tell_broker(Outcomes { number, batches });
         }
         for (manager, seq) in std::mem::take(&mut self.confirms) {
             let Some(manager) = self.manager_handles.get(&manager).and_then(|h| self.managers.get_mut(h))
@@ -266,7 +264,7 @@ impl Relay {
             };
             manager.confirmed_seq = manager.confirmed_seq.max(seq);
             if let Some(conn) = manager.conn {
-                self.to_peer(conn, Confirm { upto: seq });
+                self.tell_peer(conn, Confirm { upto: seq });
             }
         }
         self.grant_credit();
@@ -318,7 +316,7 @@ impl Relay {
     }
 
     pub(crate) fn answer(&mut self, id: u64, what: AnswerWhat) {
-        self.to_broker(Answer { id, what });
+        self.tell_broker(Answer { id, what });
     }
 
     /// Whether the task is here and not over.

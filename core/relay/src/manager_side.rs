@@ -199,7 +199,7 @@ impl Relay {
         manager.inventory_complete = true;
         let (conn, seq) = (manager.conn, manager.confirmed_seq);
         if let Some(conn) = conn.filter(|_| seq > 0) {
-            self.to_peer(conn, Confirm { upto: seq });
+            self.tell_peer(conn, Confirm { upto: seq });
         }
         if self.recovery.settled || self.recovery.list_complete() {
             self.judge(handle);
@@ -213,7 +213,7 @@ impl Relay {
                 self.mark_started(task.attempt);
             }
         }
-        self.to_broker(started);
+        self.tell_broker(started);
     }
 
     /// Books the ends of attempts and passes the batch on as it is.
@@ -263,10 +263,9 @@ impl Relay {
     }
 
     pub(crate) fn mark_started(&mut self, attempt: AttemptId) {
-        if let Some((_, flight)) = self.flights.range_mut(..=attempt).next_back() {
-            if let Some(place) = flight.place(attempt) {
-                flight.start(place);
-            }
+        let flight = self.flights.range_mut(..=attempt).next_back();
+        if let Some((flight, place)) = flight.and_then(|(_, f)| f.place(attempt).map(|p| (f, p))) {
+            flight.start(place);
         }
     }
 

@@ -240,7 +240,7 @@ impl Relay {
         }
         for def in jobs {
             // One a frame: a definition may carry a large function.
-            self.to_peer(conn, Define { jobs: vec![def] });
+            self.tell_peer(conn, Define { jobs: vec![def] });
         }
         let epoch = self.epoch;
         let (mut page, mut tasks, mut bytes) = (Vec::new(), 0, 0);
@@ -248,14 +248,14 @@ impl Relay {
             let (more_tasks, more_bytes) = (batch.tasks.len() as usize, batch.blob.len());
             let full = tasks + more_tasks > BATCH_TASKS_MAX || bytes + more_bytes > BATCH_BYTES_MAX;
             if full && !page.is_empty() {
-                self.to_peer(conn, Dispatch { epoch, batches: std::mem::take(&mut page) });
+                self.tell_peer(conn, Dispatch { epoch, batches: std::mem::take(&mut page) });
                 (tasks, bytes) = (0, 0);
             }
             tasks += more_tasks;
             bytes += more_bytes;
             page.push(batch);
         }
-        self.to_peer(conn, Dispatch { epoch, batches: page });
+        self.tell_peer(conn, Dispatch { epoch, batches: page });
     }
 
     /// Nothing waits, some managers have free slots, and others have work ahead that takes a while: some of that is called back.
@@ -323,6 +323,6 @@ impl Relay {
             );
             self.decide(text);
         }
-        self.to_peer(conn, Recall { id, epoch, attempts });
+        self.tell_peer(conn, Recall { id, epoch, attempts });
     }
 }

@@ -178,8 +178,7 @@ impl Job {
 
     /// Takes a measured mean of `count` runs in.
     pub fn measured(&mut self, sum_us: u64, count: u64) {
-        if count > 0 {
-            let here = sum_us / count;
+        if let Some(here) = sum_us.checked_div(count) {
             self.mean_us = Some(self.mean_us.map_or(here, |before| (3 * before + here) / 4));
         }
     }

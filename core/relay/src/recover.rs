@@ -108,7 +108,7 @@ impl Relay {
         for (handle, verdict) in verdicts {
             let judged = self.managers.get(&handle).filter(|m| m.judged).and_then(|m| m.conn);
             if let Some(conn) = judged {
-                self.to_peer(conn, verdict);
+                self.tell_peer(conn, verdict);
             }
         }
     }
@@ -167,7 +167,7 @@ impl Relay {
                 "drop {count} attempts of manager {}: they are not wanted any more",
                 self.name(handle)
             ));
-            self.to_peer(conn, verdict);
+            self.tell_peer(conn, verdict);
         }
         self.requeue_unclaimed(handle, &claimed);
         self.repeat_cancels(handle);
@@ -260,7 +260,7 @@ impl Relay {
         let mut pairs = 0;
         for (job, index) in all {
             if pairs >= LIST_ITEMS_MAX / 2 {
-                self.to_broker(std::mem::take(&mut page));
+                self.tell_broker(std::mem::take(&mut page));
                 pairs = 0;
             }
             match page.jobs.last_mut().filter(|(last, _)| *last == job) {
@@ -270,7 +270,7 @@ impl Relay {
             pairs += 1;
         }
         page.last = true;
-        self.to_broker(page);
+        self.tell_broker(page);
     }
 
     /// Says how much more the broker may assign, when that changed enough to be worth a frame.
@@ -298,7 +298,7 @@ impl Relay {
         if worth {
             self.credit.tasks_upto = tasks_upto;
             self.credit.bytes_upto = bytes_upto;
-            self.to_broker(Credit { tasks_upto, bytes_upto });
+            self.tell_broker(Credit { tasks_upto, bytes_upto });
         }
     }
 }

@@ -303,7 +303,7 @@ impl Relay {
             self.report_at = self.now + REPORT_US;
             if std::mem::take(&mut self.report_dirty) {
                 let report = self.report();
-                self.to_broker(pf_protocol::message::Report { report });
+                self.tell_broker(pf_protocol::message::Report { report });
             }
         }
     }
@@ -337,12 +337,12 @@ impl Relay {
     }
 
     /// Sends to the broker; false when there is no session.
-    pub(crate) fn to_broker(&mut self, message: impl Into<Message>) -> bool {
+    pub(crate) fn tell_broker(&mut self, message: impl Into<Message>) -> bool {
         self.broker.send(self.now, message.into(), &mut self.outs)
     }
 
     /// Sends to a manager or pilot.
-    pub(crate) fn to_peer(&mut self, conn: u64, message: impl Into<Message>) -> bool {
+    pub(crate) fn tell_peer(&mut self, conn: u64, message: impl Into<Message>) -> bool {
         self.managers_link.send(self.now, conn, message.into(), &mut self.outs)
     }
 

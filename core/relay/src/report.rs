@@ -76,23 +76,20 @@ impl Relay {
     /// Why tasks of a class wait, in words.
     fn why_waiting(&self, class: usize) -> String {
         let resources = &self.classes.all[class].resources;
-        if let Some(paused) = &self.blocks.roster.paused {
-            if !self.managers.values().any(|m| m.usable()) {
-                return format!("the endpoint is paused: {paused}");
-            }
+        let usable = self.managers.values().filter(|m| m.usable()).count();
+        if let Some(paused) = self.blocks.roster.paused.as_ref().filter(|_| usable == 0) {
+            return format!("the endpoint is paused: {paused}");
         }
         if resources.nodes > 1 {
             return "tasks over several nodes cannot run yet".into();
         }
-        if let Some(node) = self.blocks.node(&self.config.scaling) {
-            if let Some(why) = resources.why_not_on(node) {
-                return format!("no node is large enough: {why}");
-            }
+        let node = self.blocks.node(&self.config.scaling);
+        if let Some(why) = node.and_then(|n| resources.why_not_on(n)) {
+            return format!("no node is large enough: {why}");
         }
         if !self.recovery.ready() {
             return "the relay takes inventory after a restart".into();
         }
-        let usable = self.managers.values().filter(|m| m.usable()).count();
         if usable == 0 {
             let live = self.blocks.live().count();
             return match live {

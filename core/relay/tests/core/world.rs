@@ -154,9 +154,9 @@ impl World {
             }
             Effect::Frame { conn, bytes } => {
                 if let Some(handle) = self.conns.get(&conn).copied() {
-                    self.to_manager(handle, conn, &bytes);
+                    self.tell_manager(handle, conn, &bytes);
                 } else if let Some(block) = self.pilot_conns.get(&conn).copied() {
-                    self.to_pilot(block, conn, &bytes);
+                    self.tell_pilot(block, conn, &bytes);
                 }
             }
             Effect::CloseConn { conn } => {
@@ -383,7 +383,7 @@ impl World {
         self.input(Input::ConnClosed { conn });
     }
 
-    fn to_pilot(&mut self, block: BlockId, conn: u64, bytes: &Bytes) {
+    fn tell_pilot(&mut self, block: BlockId, conn: u64, bytes: &Bytes) {
         let (mut events, mut out) = (Vec::new(), Vec::new());
         if let Some((dialer, now)) = self.pilots.get_mut(&block).filter(|p| p.1 == conn) {
             let _ = now;
@@ -404,7 +404,7 @@ impl World {
         self.out_to_relay(out);
     }
 
-    fn to_manager(&mut self, handle: u32, conn: u64, bytes: &Bytes) {
+    fn tell_manager(&mut self, handle: u32, conn: u64, bytes: &Bytes) {
         let (mut events, mut out) = (Vec::new(), Vec::new());
         let Some(manager) = self.managers.get_mut(&handle).filter(|m| m.conn == conn) else { return };
         manager.dialer.on_frame(self.now, conn, bytes, &mut events, &mut out);
