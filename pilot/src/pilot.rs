@@ -178,7 +178,7 @@ impl PilotNode {
             {
                 command.env(NODE_NAME_VARIABLE, name);
             }
-            match command.spawn() {
+            match process::spawn_open(&mut command) {
                 Ok(child) => drop(self.running.insert(child.id() as i32, launch.nodes.clone())),
                 Err(error) => {
                     let how = format!("could not be started: {program}: {error}");

@@ -1,18 +1,52 @@
 //! What both mains do with their own process: signals, host, clock, the last word.
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use std::error::Error;
 use std::io;
-use std::process::ExitCode;
+use std::process::{Child, Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP come to a descriptor from now on, in this and every later thread. std unblocks them in children.
+/// What comes to the descriptor of [`take_signals`].
+const TAKEN: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Signals that came while a thread was spawning, as bits.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn note(signal: libc::c_int) {
+    SEEN.fetch_or(1 << signal, Ordering::SeqCst);
+}
+
+fn taken() -> SigSet {
+    TAKEN.into_iter().collect()
+}
+
+/// SIGCHLD, SIGTERM, SIGINT and SIGHUP come to a descriptor from now on, in this and every later thread.
 pub(crate) fn take_signals() -> nix::Result<SignalFd> {
-    let set: SigSet =
-        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+    taken().thread_block()?;
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in TAKEN {
+        // SAFETY: `note` only sets bits of an atomic, which is safe at any moment.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    SignalFd::with_flags(&taken(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Spawns with nothing blocked in this thread: a child inherits the mask, and one that starts with SIGTERM blocked cannot be ended
+/// but by SIGKILL. What comes to this thread meanwhile is sent again, for the descriptor.
+pub(crate) fn spawn_open(command: &mut Command) -> io::Result<Child> {
+    taken().thread_unblock()?;
+    let child = command.spawn();
+    let blocked = taken().thread_block();
+    let seen = SEEN.swap(0, Ordering::SeqCst);
+    for signal in TAKEN.into_iter().filter(|s| seen & (1 << *s as i32) != 0) {
+        // Our own process can always be signalled.
+        let _ = kill(Pid::this(), signal);
+    }
+    blocked?;
+    child
 }
 
 /// Orphans of this process's descendants become its children.

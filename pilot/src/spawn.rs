@@ -4,6 +4,7 @@
 
 use crate::command::{Context, bind_env, environment, find_program, prepare, refused};
 use crate::limits::{CPUS_MAX, SPAWNERS_MAX, WORKER_PIPE_BYTES};
+use crate::process::spawn_open;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, pipe2};
@@ -248,7 +249,7 @@ fn spawn_bound(command: &mut Command, pus: &[u32], own: &CpuSet) -> Result<i32, 
             )
         })?;
     }
-    let child = command.spawn();
+    let child = spawn_open(command);
     if bound.is_some() {
         // Cannot fail: it is what the thread had before.
         let _ = sched_setaffinity(own_thread, own);

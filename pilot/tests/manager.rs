@@ -152,6 +152,13 @@ fn a_running_command_is_cancelled() {
 }
 
 #[test]
+fn a_task_begins_with_no_signal_blocked() {
+    let mut rig = start(1);
+    assert_eq!(rig.run(1, sh("grep SigBlk /proc/self/status")).kind, OutcomeKind::Value);
+    assert_eq!(rig.output(first()).0, b"SigBlk:\t0000000000000000\n");
+}
+
+#[test]
 fn gpus_are_shown_only_to_tasks_that_have_them() {
     let mut rig = start(2);
     let resources = Resources { gpus_milli: 1_000, ..Resources::default() };
