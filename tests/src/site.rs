@@ -44,9 +44,15 @@ impl Ran {
 
     /// Standard output as JSON.
     #[track_caller]
-    #[must_use]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {}\n{}", self.stdout, self.stderr))
+    }
+
+    /// Standard output as JSON lines, which may be none.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<serde_json::Value> {
+        let line = |l| serde_json::from_str(l).unwrap_or_else(|e| panic!("not JSON ({e}): {l}\n{}", self.stderr));
+        self.stdout.lines().map(line).collect()
     }
 
     /// Fails unless standard error says each of these words: an error must name the object, the reason and what to do.
@@ -197,7 +203,8 @@ pub fn kill_hard(pid: i32) {
 impl Drop for Site {
     fn drop(&mut self) {
         if self.path().join("root").exists() {
-            let _ = self.pf(&["broker", "stop", "--kill"]);
+            let _ = self.pf(&["endpoint", "stop", "--kill", "local"]);
+            let _ = self.pf(&["broker", "stop"]);
         }
         // What a test has torn apart by force does not end by itself.
         let began = Instant::now();

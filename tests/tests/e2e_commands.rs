@@ -27,9 +27,9 @@ fn an_array_is_submitted_waited_for_and_read() {
     assert_eq!(log.stdout, format!("task 100 of {job}\n"));
     let results = site.pf(&["results", &job, "--json"]).expect_code(0);
     let mut labels: Vec<u64> = results
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["label"].as_u64().unwrap())
+        .json_lines()
+        .iter()
+        .map(|line| line["label"].as_u64().unwrap())
         .collect();
     labels.sort_unstable();
     assert_eq!(labels, (1..=100).step_by(3).collect::<Vec<_>>());
@@ -108,7 +108,7 @@ fn cancel_kills_what_runs_with_all_its_children() {
     let script = format!("sleep 1000 & echo $! $$ > {}; wait", pids.display());
     let job = site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout.trim().to_owned();
     let text = wait_for("the task to run", || fs::read_to_string(&pids).ok().filter(|t| t.ends_with('\n')));
-    site.pf(&["cancel", &job, "--kill"]).expect_code(0);
+    site.pf(&["cancel", &job]).expect_code(0);
     site.pf(&["wait", &job]).expect_code(1);
     for pid in text.split_whitespace() {
         wait_for("the task's processes to end", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
@@ -177,7 +177,8 @@ fn stop_leaves_nothing_running() {
     let site = Site::new();
     site.pf(&["submit", "--quiet", "--", "sleep", "1000"]).expect_code(0);
     wait_for("the task to run", || (!site.pids_of("sleep 1000").is_empty()).then_some(()));
-    site.pf(&["broker", "stop", "--kill"]).expect_code(0);
+    site.pf(&["endpoint", "stop", "--kill", "local"]).expect_code(0);
+    site.pf(&["broker", "stop"]).expect_code(0);
     wait_for("everything to end", || site.pids().is_empty().then_some(()));
 }
 
@@ -200,6 +201,6 @@ fn every_answer_has_a_json_form() {
         &["broker", "status", "--json"],
         &["config", "show", "--json"],
     ] {
-        site.pf(args).expect_code(0).json();
+        site.pf(args).expect_code(0).json_lines();
     }
 }

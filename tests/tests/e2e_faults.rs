@@ -139,7 +139,7 @@ fn a_full_disk_refuses_new_work_and_keeps_outcomes() {
     let root = site.path().join("root");
     fs::create_dir(&root).unwrap();
     let mount = |args: &[&str]| std::process::Command::new("mount").args(args).status().is_ok_and(|s| s.success());
-    if !mount(&["-t", "tmpfs", "-o", "size=96m,mode=700", "pf-test", root.to_str().unwrap()]) {
+    if !mount(&["-t", "tmpfs", "-o", "size=400m,mode=700", "pf-test", root.to_str().unwrap()]) {
         println!("SKIPPED: mounting a small file system needs root");
         return;
     }
@@ -156,7 +156,7 @@ fn a_full_disk_refuses_new_work_and_keeps_outcomes() {
     let job = job.stdout.trim().to_owned();
     let filler = root.join("filler");
     let _ = std::process::Command::new("dd")
-        .args(["if=/dev/zero", &format!("of={}", filler.display()), "bs=1M", "count=200"])
+        .args(["if=/dev/zero", &format!("of={}", filler.display()), "bs=1M", "count=500"])
         .stderr(std::process::Stdio::null())
         .status();
     let refused = wait_for("new work to be refused", || {
@@ -172,5 +172,6 @@ fn a_full_disk_refuses_new_work_and_keeps_outcomes() {
         (ran.code == 0).then(|| ran.stdout.trim().to_owned())
     });
     site.pf(&["wait", &again]).expect_code(0);
-    let _ = site.pf(&["broker", "stop", "--kill"]);
+    let _ = site.pf(&["endpoint", "stop", "--kill", "local"]);
+    let _ = site.pf(&["broker", "stop"]);
 }
