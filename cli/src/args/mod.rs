@@ -181,8 +181,12 @@ pub enum Verb {
     )]
     Pilot(PassedOn),
     /// The scheduler of this machine, for blocks of the provider `local`
-    #[command(hide = true, disable_help_flag = true, after_help = "Examples:
-  pf local status DIR")]
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        after_help = "Examples:
+  pf local status DIR"
+    )]
     Local(PassedOn),
     /// The process that a launcher starts on each node
     #[command(

@@ -17,7 +17,8 @@ pub const PROFILES: &[(&str, &str)] = &[("local", include_str!("../../../site-pr
 pub const DEFAULT_ENDPOINT: &str = "local";
 
 /// Environment variables that begin like settings and are none; each is documented in `docs/config.md`.
-pub const OTHER_VARIABLES: &[&str] = &["PILOTFISH_DIR", "PILOTFISH_CONFIG", "PILOTFISH_LOG", "PILOTFISH_PF", "PILOTFISH_TOKEN"];
+pub const OTHER_VARIABLES: &[&str] =
+    &["PILOTFISH_DIR", "PILOTFISH_CONFIG", "PILOTFISH_LOG", "PILOTFISH_PF", "PILOTFISH_TOKEN"];
 
 /// A variable that is this many letters from a setting's is taken for a typing error.
 const TYPING_ERRORS: usize = 3;

@@ -46,12 +46,17 @@ pub fn times_words(times: &Times) -> Option<String> {
 #[must_use]
 pub fn error_lines(group: &ErrorGroup) -> Vec<String> {
     let code = match (group.exit, group.signal) {
-        (Some(exit), _) => format!(", exit code {exit}"),
-        (None, Some(signal)) => format!(", signal {signal}"),
-        (None, None) => String::new(),
+        (Some(exit), _) => format!("exit code {exit}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => group.kind.replace('_', " "),
     };
-    let message = if group.message.is_empty() { String::new() } else { format!(": {}", group.message) };
-    let mut lines = vec![format!("{} {}{code}{message}", count(group.count, "task"), group.kind)];
+    // The message often is the code in words already.
+    let what = match group.message.as_str() {
+        "" => code,
+        message if message.contains(&code) => message.to_owned(),
+        message => format!("{code}: {message}"),
+    };
+    let mut lines = vec![format!("{}: {what}", count(group.count, "task"))];
     let mut nodes: Vec<(&String, &u64)> = group.nodes.iter().collect();
     nodes.sort_by_key(|(name, n)| (std::cmp::Reverse(**n), *name));
     let shown: Vec<String> = nodes.iter().take(5).map(|(name, n)| format!("{name} {n}")).collect();
@@ -166,7 +171,7 @@ mod tests {
     fn a_job_is_told_in_groups_and_times() {
         insta::assert_snapshot!(show_lines(&job()).join("\n"), @r"
         j12 sweep failed: 90 ok, 8 failed, 2 cancelled
-          8 tasks exit, exit code 3: exit code 3
+          8 tasks: exit code 3
             on n2 6, n1 2; for instance task 4, 7, 9
           queued 51 ms, transferred 2.0 ms, held 0, ran 2.4 s (means of 98 tasks)
           runs        ./simulate --seed {index}

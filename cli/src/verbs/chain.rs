@@ -7,7 +7,9 @@ use crate::config::{Config, EndpointConfig};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
 use crate::limits::PRIVATE_STOP_TIMEOUT;
-use pf_broker::{BrokerConfig, BrokerError, BrokerHandle, BrokerNode, HttpConfig, HttpServer, Identity, RelayListen};
+use pf_broker::{
+    BrokerConfig, BrokerError, BrokerHandle, BrokerNode, HttpConfig, HttpServer, Identity, RelayListen,
+};
 use pf_protocol::ticket::SlotPlan;
 use pf_relay::{BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling};
 use pf_transport::{Reactor, TransportError};
@@ -37,7 +39,8 @@ pub struct Chain {
 
 fn broker_error(error: BrokerError) -> CliError {
     let hint = error.hint();
-    let refused = matches!(error, BrokerError::Served { .. } | BrokerError::Unsafe { .. } | BrokerError::Listen { .. });
+    let refused =
+        matches!(error, BrokerError::Served { .. } | BrokerError::Unsafe { .. } | BrokerError::Listen { .. });
     let exit = if refused { Exit::Refused } else { Exit::Internal };
     let error = CliError::new(exit, "start the broker").because(error);
     match hint {
@@ -59,7 +62,11 @@ impl Chain {
         if let Some(listen) = relay_listen(config)? {
             let (addresses, key) =
                 pf_broker::listen_for_relays(&mut reactor, broker, allow, &listen).map_err(broker_error)?;
-            tracing::info!(addresses = addresses.join(" "), key = key.to_z85(), "relays of other hosts are let in");
+            tracing::info!(
+                addresses = addresses.join(" "),
+                key = key.to_z85(),
+                "relays of other hosts are let in"
+            );
         }
         let mut relays = Vec::new();
         for endpoint in config.endpoints.values() {
@@ -128,7 +135,9 @@ impl Chain {
         });
         let (ended, failure) = ended.await.map_err(|e| CliError::internal("end the broker").because(e))?;
         if let Some(why) = failure {
-            return Err(CliError::internal("the broker gave up").because(why).hint("nothing acknowledged is lost: mend it, then `pf broker start`"));
+            return Err(CliError::internal("the broker gave up")
+                .because(why)
+                .hint("nothing acknowledged is lost: mend it, then `pf broker start`"));
         }
         match ended {
             Ok(ended) => ended.map_err(reactor_error),
@@ -143,11 +152,17 @@ fn reactor_error(error: TransportError) -> CliError {
 
 fn open_relay(options: RelayOptions) -> Result<(RelayNode, RelayHandle)> {
     let name = options.endpoint.clone();
-    RelayNode::open(options).map_err(|e| CliError::internal(format!("start the relay of endpoint {name}")).because(e))
+    RelayNode::open(options)
+        .map_err(|e| CliError::internal(format!("start the relay of endpoint {name}")).because(e))
 }
 
 /// Everything that a relay is told.
-fn relay_options(config: &Config, endpoint: &EndpointConfig, host: &str, broker: BrokerLink) -> Result<RelayOptions> {
+fn relay_options(
+    config: &Config,
+    endpoint: &EndpointConfig,
+    host: &str,
+    broker: BrokerLink,
+) -> Result<RelayOptions> {
     let program = std::env::current_exe().map_err(|e| io_error("find the program pf", e))?;
     let name = &endpoint.name;
     let places = &config.places;
@@ -201,7 +216,8 @@ fn http_config(config: &Config, host: &str) -> HttpConfig {
 /// Names for the certificate: this host, and the addresses that it serves.
 fn tls_names(config: &Config, host: &str) -> Vec<String> {
     let addresses = config.broker.listen.iter().filter_map(|a| a.rsplit_once(':'));
-    let mut names: Vec<String> = addresses.map(|(host, _)| host.trim_matches(['[', ']']).to_owned()).collect();
+    let mut names: Vec<String> =
+        addresses.map(|(host, _)| host.trim_matches(['[', ']']).to_owned()).collect();
     names.insert(0, host.to_owned());
     names.dedup();
     names
@@ -215,10 +231,20 @@ fn relay_listen(config: &Config) -> Result<Option<RelayListen>> {
         let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
         let port: u16 = port.parse().map_err(|_| wrong())?;
         match &mut listen {
-            None => listen = Some(RelayListen { hosts: vec![host.into()], port, key_dir: config.places.durable.clone() }),
+            None => {
+                listen = Some(RelayListen {
+                    hosts: vec![host.into()],
+                    port,
+                    key_dir: config.places.durable.clone(),
+                })
+            }
             Some(listen) if listen.port == port => listen.hosts.push(host.into()),
             Some(listen) => {
-                return Err(CliError::usage(format!("broker.listen_relays has ports {} and {port}", listen.port)).hint("use one port for all addresses"));
+                return Err(CliError::usage(format!(
+                    "broker.listen_relays has ports {} and {port}",
+                    listen.port
+                ))
+                .hint("use one port for all addresses"));
             }
         }
     }
@@ -247,7 +273,8 @@ pub fn relay_key(config: &Config, endpoint: &str) -> Result<String> {
     find_endpoint(config, endpoint)?;
     config.places.prepare()?;
     let state = relay_state(config, endpoint);
-    pf_relay::public_key(&state).map_err(|e| CliError::internal(format!("make the key of endpoint {endpoint}")).because(e))
+    pf_relay::public_key(&state)
+        .map_err(|e| CliError::internal(format!("make the key of endpoint {endpoint}")).because(e))
 }
 
 fn find_endpoint<'a>(config: &'a Config, name: &str) -> Result<&'a EndpointConfig> {

@@ -68,10 +68,13 @@ pub async fn run(context: &Context, args: &RunArgs) -> Result<Exit> {
     }
     let (job, exit) = result?;
     stopped?;
-    let Some(exit) = exit else { return Ok(Exit::Interrupted) };
     if context.output.json {
         context.output.json(&job)?;
     }
+    let Some(exit) = exit else {
+        end_lines(&job).iter().for_each(|line| context.output.say(line));
+        return Ok(Exit::Interrupted);
+    };
     Ok(match (job.state, single) {
         (JobState::Ok, _) => Exit::Ok,
         (_, true) => exit,
