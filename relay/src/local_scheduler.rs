@@ -271,14 +271,16 @@ fn supervise(args: &[String]) -> Result<(), LocalError> {
 fn start_program(dir: &Path, argv: &[String]) -> std::io::Result<i32> {
     use std::os::unix::process::CommandExt;
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(BLOCK_LOG))?;
-    let child = Command::new(&argv[0])
-        .args(&argv[1..])
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()?;
+    let mut command = Command::new(&argv[0]);
+    command.args(&argv[1..]).current_dir(dir).stdin(Stdio::null());
+    command.stdout(log.try_clone()?).stderr(log).process_group(0);
+    // The signals that are blocked here would stay blocked there. Unblocking them in this process instead would open a moment in which
+    // a SIGTERM ends the supervisor. This process is small: a fork costs nothing.
+    // SAFETY: sigprocmask is async-signal-safe and allocates nothing.
+    unsafe {
+        command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from));
+    }
+    let child = command.spawn()?;
     // Reaped by `watch`, with everything else that ends below this process.
     i32::try_from(child.id()).map_err(std::io::Error::other)
 }

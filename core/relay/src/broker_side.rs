@@ -122,6 +122,7 @@ impl Relay {
     /// Puts tasks into the queue of their job.
     pub(crate) fn enqueue(&mut self, id: JobId, chunk: Chunk, front: bool) {
         let job = self.jobs.entry(id).or_insert_with(Job::new);
+        self.report_dirty = true;
         self.waiting_bytes += chunk.blob.len() as u64;
         self.classes.all[job.class].waiting += chunk.len();
         job.push(chunk, front);

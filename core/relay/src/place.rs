@@ -204,6 +204,7 @@ impl Relay {
 
     /// Managers whose counts changed are looked at anew.
     pub(crate) fn touch(&mut self, handle: u32) {
+        self.report_dirty = true;
         if let Some(manager) = self.managers.get_mut(&handle).filter(|m| !m.touched) {
             manager.touched = true;
             self.touched.push(handle);

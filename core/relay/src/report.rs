@@ -67,8 +67,9 @@ impl Relay {
             node: manager.node.clone(),
             capacity: manager.capacity.clone(),
             cores_busy: if said { load.cores_busy } else { cores.min(manager.capacity.cores.into()) as u32 },
-            running: if said { load.running } else { manager.placed },
-            held: load.held,
+            // Until the manager tells: as many as fit run, the rest is held.
+            running: if said { load.running } else { manager.placed.min(manager.capacity.cores) },
+            held: if said { load.held } else { manager.placed.saturating_sub(manager.capacity.cores) },
             pid: load.pid,
         }
     }
