@@ -202,6 +202,11 @@ pub fn kill_hard(pid: i32) {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.path().join("root/durable/daemon.log");
+            eprintln!("the daemon's log:\n{}", std::fs::read_to_string(log).unwrap_or_default());
+            eprintln!("left running: {:#?}", self.pids());
+        }
         if self.path().join("root").exists() {
             let _ = self.pf(&["endpoint", "stop", "--kill", "local"]);
             let _ = self.pf(&["broker", "stop"]);

@@ -205,7 +205,7 @@ pub struct WorkArgs {
     pub stderr: Option<String>,
 
     /// Program and arguments; {index}, {item}, {job}, {attempt} are replaced. No shell: write sh -c '..' for one
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
