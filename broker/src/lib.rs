@@ -43,5 +43,5 @@ pub use http::{HttpConfig, HttpServer};
 pub use local::{LocalSocket, SOCKET_NAME, private_dir};
 pub use node::{BrokerConfig, BrokerNode};
 pub use pf_broker_core::{Caller, Reply, Request, Verb};
-pub use relays::{RelayListen, listen_for_relays};
+pub use relays::{RelayListen, listen_for_relays, relay_facing_key};
 pub use tls::Identity;

@@ -2,7 +2,7 @@
 
 use crate::error::BrokerError;
 use pf_transport::{AllowList, KeyPair, ListenSpec, NodeId, Ports, PublicKey, Reactor};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name of the file with the broker's CURVE key pair, 0600, in [`RelayListen::key_dir`].
 const KEY_NAME: &str = "broker.key";
@@ -16,6 +16,14 @@ pub struct RelayListen {
     pub port: u16,
     /// Where the broker's key is kept: the durable place.
     pub key_dir: PathBuf,
+}
+
+/// The public key that relays must expect of the broker; made and kept in `key_dir` if it is not there yet.
+///
+/// # Errors
+/// When the key can neither be read nor made.
+pub fn relay_facing_key(key_dir: &Path) -> Result<PublicKey, BrokerError> {
+    Ok(KeyPair::load_or_generate(&key_dir.join(KEY_NAME))?.public)
 }
 
 /// Listens for relays. Answers the addresses (`host:port`) and the public key that relays must expect there.

@@ -58,7 +58,7 @@ impl Gate {
         };
         caller.ok_or_else(|| {
             ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "no token, or a token that is not known")
-                .hint("make one on the broker's host: pf broker token NAME")
+                .hint("make one on the broker's host: pf broker token add NAME")
         })
     }
 }

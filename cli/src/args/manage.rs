@@ -274,6 +274,10 @@ pub enum BrokerVerb {
   pf broker token list"
     )]
     Token(TokenVerb),
+    /// Print the key that relays of other hosts must be told
+    #[command(after_help = "Examples:
+  pf relay run cluster --broker login1:9100 --broker-key \"$(ssh login1 pf broker key)\"")]
+    Key,
     /// Print the certificate that clients on other hosts must pin
     #[command(after_help = "Examples:
   pf broker cert > broker.crt")]
@@ -327,7 +331,7 @@ pub struct RelayRunArgs {
     /// Where the broker lets relays in
     #[arg(long, value_name = "HOST:PORT", required = true)]
     pub broker: Vec<String>,
-    /// The broker's key (`pf broker status` shows it)
+    /// The broker's key (`pf broker key` prints it there)
     #[arg(long, value_name = "KEY")]
     pub broker_key: String,
     /// Take the endpoint from a relay that is still heard

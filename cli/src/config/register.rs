@@ -84,9 +84,9 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "broker.listen",
-        Kind::Texts,
-        "[]",
-        "Where this host's broker serves clients of other hosts by TLS: \"ADDRESS:PORT\" each. Empty: Unix socket only.",
+        Kind::Text,
+        "\"\"",
+        "Where this host's broker serves clients of other hosts by TLS: \"ADDRESS:PORT\". Empty: Unix socket only.",
     ),
     key(
         "broker.listen_relays",

@@ -33,7 +33,7 @@ fn later_layers_win_and_say_so() {
     let admin = "[places]\ndurable = \"/admin/durable\"\noutput = \"/admin/output\"\n[endpoints.big]\nblocks_max = 4\ncores = 8\n";
     let user = "[places]\ndurable = \"~/mine\"\n\n[endpoints.big]\nblocks_max = 9\n";
     let mut sources =
-        sources(folder.path(), admin, user, &[("PILOTFISH_BROKER_LISTEN", "10.0.0.1:1, 10.0.0.2:1")]);
+        sources(folder.path(), admin, user, &[("PILOTFISH_BROKER_LISTEN_RELAYS", "10.0.0.1:1, 10.0.0.2:1")]);
     sources.flags.push(("endpoints.local.cores".into(), "3".into(), "--workers"));
     let config = Config::load(&surroundings(&[("HOME", "/home/u")]), &sources).expect("load");
     assert_eq!(config.places.durable, PathBuf::from("/home/u/mine"));
@@ -43,7 +43,7 @@ fn later_layers_win_and_say_so() {
     assert_eq!(config.endpoints["big"].cores, Some(8));
     assert_eq!(config.endpoints["big"].walltime_ms, 86_400_000);
     assert_eq!(config.endpoints["local"].cores, Some(3));
-    assert_eq!(config.broker.listen, ["10.0.0.1:1", "10.0.0.2:1"]);
+    assert_eq!(config.broker.listen_relays, ["10.0.0.1:1", "10.0.0.2:1"]);
     let origin = |name: &str| {
         config.settings.values[name].1.to_string().replace(&folder.path().display().to_string(), "DIR")
     };
@@ -55,7 +55,7 @@ fn later_layers_win_and_say_so() {
         "endpoints.big.cores",
         "endpoints.big.provider",
         "endpoints.local.cores",
-        "broker.listen",
+        "broker.listen_relays",
     ]
     .map(|n| format!("{n}: {}", origin(n)));
     insta::assert_snapshot!(shown.join("\n"), @r"
@@ -66,7 +66,7 @@ fn later_layers_win_and_say_so() {
     endpoints.big.cores: DIR/admin.toml:6
     endpoints.big.provider: profile local:2
     endpoints.local.cores: flag --workers
-    broker.listen: $PILOTFISH_BROKER_LISTEN
+    broker.listen_relays: $PILOTFISH_BROKER_LISTEN_RELAYS
     ");
 }
 

@@ -36,7 +36,7 @@ pub struct BrokerConfig {
     /// The token itself, from PILOTFISH_TOKEN, in place of the file.
     pub token: Option<String>,
     /// Where this host's broker serves TLS.
-    pub listen: Vec<String>,
+    pub listen: Option<String>,
     /// Where it lets relays in.
     pub listen_relays: Vec<String>,
 }
@@ -167,7 +167,7 @@ impl Config {
             certificate: surroundings.expand(&reader.text("broker.certificate")?)?,
             token_file: surroundings.expand(&reader.text("broker.token_file")?)?,
             token: surroundings.var("PILOTFISH_TOKEN").map(str::to_owned),
-            listen: reader.texts("broker.listen")?,
+            listen: Some(reader.text("broker.listen")?).filter(|a| !a.is_empty()),
             listen_relays: reader.texts("broker.listen_relays")?,
         };
         let names = settings.endpoint_names();

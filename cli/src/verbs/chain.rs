@@ -37,10 +37,18 @@ pub struct Chain {
     reactor_gone: tokio::sync::oneshot::Receiver<()>,
 }
 
+/// Whether another broker has the folder.
+fn held(error: &BrokerError) -> bool {
+    matches!(error, BrokerError::Store(pf_store::StoreError::Held { .. }))
+}
+
 fn broker_error(error: BrokerError) -> CliError {
     let hint = error.hint();
-    let refused =
-        matches!(error, BrokerError::Served { .. } | BrokerError::Unsafe { .. } | BrokerError::Listen { .. });
+    let refused = held(&error)
+        || matches!(
+            error,
+            BrokerError::Served { .. } | BrokerError::Unsafe { .. } | BrokerError::Listen { .. }
+        );
     let exit = if refused { Exit::Refused } else { Exit::Internal };
     let error = CliError::new(exit, "start the broker").because(error);
     match hint {
@@ -207,7 +215,7 @@ fn relay_state(config: &Config, endpoint: &str) -> PathBuf {
 fn http_config(config: &Config, host: &str) -> HttpConfig {
     HttpConfig {
         local_dir: config.places.local.clone(),
-        tls_listen: config.broker.listen.first().cloned(),
+        tls_listen: config.broker.listen.clone(),
         tls_names: tls_names(config, host),
         tls_dir: config.places.durable.clone(),
     }
@@ -268,11 +276,19 @@ pub fn certificate(config: &Config) -> Result<String> {
     Ok(identity.map_err(broker_error)?.certificate_pem)
 }
 
+/// The key by which relays of other hosts know this host's broker.
+pub fn broker_key(config: &Config) -> Result<String> {
+    config.places.prepare()?;
+    let key = pf_broker::relay_facing_key(&config.places.durable).map_err(broker_error)?;
+    Ok(key.to_z85())
+}
+
 /// The key by which a broker elsewhere knows this host's relay of an endpoint.
 pub fn relay_key(config: &Config, endpoint: &str) -> Result<String> {
     find_endpoint(config, endpoint)?;
     config.places.prepare()?;
     let state = relay_state(config, endpoint);
+    std::fs::create_dir_all(&state).map_err(|e| io_error(format!("make {}", state.display()), e))?;
     pf_relay::public_key(&state)
         .map_err(|e| CliError::internal(format!("make the key of endpoint {endpoint}")).because(e))
 }

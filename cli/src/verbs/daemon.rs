@@ -164,6 +164,10 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
             output.answer(&status, &[status.pid.to_string()], || broker_words(&status))?;
         }
         BrokerVerb::Token(verb) => token(context, verb).await?,
+        BrokerVerb::Key => {
+            let key = super::chain::broker_key(&context.config)?;
+            output.answer(&json!({"key": key}), std::slice::from_ref(&key), || key.clone())?;
+        }
         BrokerVerb::Cert => output.bytes(super::chain::certificate(&context.config)?.as_bytes())?,
     }
     Ok(Exit::Ok)

@@ -50,6 +50,11 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
             let path = format!("/v1/endpoints/{}", escape(&name));
             client.call::<serde_json::Value>(Method::DELETE, &path, Body::default(), Again::Yes).await?;
             done(context, &name, "is forgotten")?;
+            if context.config.endpoints.contains_key(&name) {
+                context.output.say(
+                    "it comes back with the next broker here: remove its section from your configuration too",
+                );
+            }
         }
     }
     Ok(Exit::Ok)
