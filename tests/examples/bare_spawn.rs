@@ -20,5 +20,7 @@ fn main() {
         }
     });
     let rate = n as f64 / began.elapsed().as_secs_f64();
-    println!("{{\"metric\":\"spawn_bare\",\"value\":{rate:.1},\"unit\":\"processes/s\",\"n\":1,\"min\":{rate:.1},\"max\":{rate:.1}}}");
+    println!(
+        "{{\"metric\":\"spawn_bare\",\"value\":{rate:.1},\"unit\":\"processes/s\",\"n\":1,\"min\":{rate:.1},\"max\":{rate:.1}}}"
+    );
 }

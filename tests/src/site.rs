@@ -45,13 +45,15 @@ impl Ran {
     /// Standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {}\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("not JSON ({e}): {}\n{}", self.stdout, self.stderr))
     }
 
     /// Standard output as JSON lines, which may be none.
     #[track_caller]
     pub fn json_lines(&self) -> Vec<serde_json::Value> {
-        let line = |l| serde_json::from_str(l).unwrap_or_else(|e| panic!("not JSON ({e}): {l}\n{}", self.stderr));
+        let line =
+            |l| serde_json::from_str(l).unwrap_or_else(|e| panic!("not JSON ({e}): {l}\n{}", self.stderr));
         self.stdout.lines().map(line).collect()
     }
 
@@ -180,8 +182,10 @@ impl Site {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
             if read("environ").split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
-                let words: Vec<String> =
-                    read("cmdline").split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+                let words: Vec<String> = read("cmdline")
+                    .split(|b| *b == 0)
+                    .map(|w| String::from_utf8_lossy(w).into_owned())
+                    .collect();
                 found.push((pid, words.join(" ")));
             }
         }

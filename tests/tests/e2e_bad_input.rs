@@ -150,7 +150,10 @@ fn garbage_on_the_socket_disturbs_nobody() {
     raw(&site, b"\x00\x01\x02\xffgarbage\r\n\r\n");
     raw(&site, b"PUT /v1/jobs/x HTTP/1.1\r\nHost: x\r\nX-Pilotfish-Api: 1\r\nContent-Length: 100000000000\r\n\r\nabc");
     raw(&site, &put_job("1", "nothex", "{"));
-    raw(&site, &put_job("1", &"ab".repeat(16), "{\"spec\":{\"body\":{\"command\":{\"argv\":[]}}},\"count\":1}"));
+    raw(
+        &site,
+        &put_job("1", &"ab".repeat(16), "{\"spec\":{\"body\":{\"command\":{\"argv\":[]}}},\"count\":1}"),
+    );
     let job = submit(&site, &["--", "true"]);
     site.pf(&["wait", &job]).expect_code(0);
 }

@@ -17,7 +17,16 @@ fn run_does_one_shot_with_the_exit_code_of_the_work() {
 #[test]
 fn an_array_is_submitted_waited_for_and_read() {
     let site = Site::new();
-    let job = site.pf(&["submit", "--quiet", "--array", "1-100:3%4", "--", "sh", "-c", "echo task {index} of $PF_JOB"]);
+    let job = site.pf(&[
+        "submit",
+        "--quiet",
+        "--array",
+        "1-100:3%4",
+        "--",
+        "sh",
+        "-c",
+        "echo task {index} of $PF_JOB",
+    ]);
     let job = job.expect_code(0).stdout.trim().to_owned();
     assert!(job.starts_with('j'), "{job}");
     site.pf(&["wait", &job]).expect_code(0);
@@ -26,11 +35,8 @@ fn an_array_is_submitted_waited_for_and_read() {
     let log = site.pf(&["logs", &format!("{job}.100")]).expect_code(0);
     assert_eq!(log.stdout, format!("task 100 of {job}\n"));
     let results = site.pf(&["results", &job, "--json"]).expect_code(0);
-    let mut labels: Vec<u64> = results
-        .json_lines()
-        .iter()
-        .map(|line| line["label"].as_u64().unwrap())
-        .collect();
+    let mut labels: Vec<u64> =
+        results.json_lines().iter().map(|line| line["label"].as_u64().unwrap()).collect();
     labels.sort_unstable();
     assert_eq!(labels, (1..=100).step_by(3).collect::<Vec<_>>());
 }
@@ -40,7 +46,20 @@ fn each_line_feeds_item_into_argv_env_and_stdin() {
     let site = Site::new();
     let input = b"alpha beta\n\xc3\xa4\n$HOME `date`\n";
     let job = site.pf_with_input(
-        &["submit", "--quiet", "--each-line", "-", "--env", "WHAT=<{item}>", "--", "sh", "-c", "printf '%s %s' \"$1\" \"$WHAT\"", "sh", "{item}"],
+        &[
+            "submit",
+            "--quiet",
+            "--each-line",
+            "-",
+            "--env",
+            "WHAT=<{item}>",
+            "--",
+            "sh",
+            "-c",
+            "printf '%s %s' \"$1\" \"$WHAT\"",
+            "sh",
+            "{item}",
+        ],
         input,
     );
     let job = job.expect_code(0).stdout.trim().to_owned();
@@ -49,7 +68,10 @@ fn each_line_feeds_item_into_argv_env_and_stdin() {
         let log = site.pf(&["logs", &format!("{job}.{label}")]).expect_code(0);
         assert_eq!(log.stdout, format!("{item} <{item}>"));
     }
-    let job = site.pf_with_input(&["submit", "--quiet", "--each-line", "-", "--stdin-item", "--", "tr", "a-z", "A-Z"], b"abc\n");
+    let job = site.pf_with_input(
+        &["submit", "--quiet", "--each-line", "-", "--stdin-item", "--", "tr", "a-z", "A-Z"],
+        b"abc\n",
+    );
     let job = job.expect_code(0).stdout.trim().to_owned();
     site.pf(&["wait", &job]).expect_code(0);
     assert_eq!(site.pf(&["logs", &format!("{job}.0")]).stdout, "ABC");
@@ -71,7 +93,8 @@ fn failures_are_grouped_and_only_they_are_retried() {
     found.sort_unstable();
     assert_eq!(found, [(1, 10), (2, 10)]);
     fs::write(&flag, "").unwrap();
-    let again = site.pf(&["job", "retry", &job, "--failed", "--quiet"]).expect_code(0).stdout.trim().to_owned();
+    let again =
+        site.pf(&["job", "retry", &job, "--failed", "--quiet"]).expect_code(0).stdout.trim().to_owned();
     site.pf(&["wait", &again]).expect_code(0);
     let shown = site.pf(&["job", "show", &again, "--json"]).json();
     assert_eq!(shown["counts"]["ok"], 20);
@@ -95,7 +118,10 @@ fn after_waits_and_max_fails_cancels_the_rest() {
     let failing = failing.expect_code(0).stdout.trim().to_owned();
     site.pf(&["wait", &failing]).expect_code(1);
     let counts = site.pf(&["job", "show", &failing, "--json"]).json()["counts"].clone();
-    assert!(counts["failed"].as_u64().unwrap() < 100 && counts["cancelled"].as_u64().unwrap() > 900, "{counts}");
+    assert!(
+        counts["failed"].as_u64().unwrap() < 100 && counts["cancelled"].as_u64().unwrap() > 900,
+        "{counts}"
+    );
     let dependent = site.pf(&["submit", "--quiet", "--after", &failing, "--", "true"]).expect_code(0);
     let dependent = dependent.stdout.trim().to_owned();
     site.pf(&["wait", &dependent]).expect_code(1);
@@ -106,12 +132,15 @@ fn cancel_kills_what_runs_with_all_its_children() {
     let site = Site::new();
     let pids = site.path().join("pids");
     let script = format!("sleep 1000 & echo $! $$ > {}; wait", pids.display());
-    let job = site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout.trim().to_owned();
+    let job =
+        site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout.trim().to_owned();
     let text = wait_for("the task to run", || fs::read_to_string(&pids).ok().filter(|t| t.ends_with('\n')));
     site.pf(&["cancel", &job]).expect_code(0);
     site.pf(&["wait", &job]).expect_code(1);
     for pid in text.split_whitespace() {
-        wait_for("the task's processes to end", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+        wait_for("the task's processes to end", || {
+            (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(())
+        });
     }
     assert_eq!(site.pf(&["job", "show", &job, "--json"]).json()["counts"]["cancelled"], 1);
 }
@@ -121,7 +150,8 @@ fn logs_follow_a_task_while_it_runs() {
     let site = Site::new();
     let go = site.path().join("go");
     let script = format!("echo begun; while ! test -e {}; do sleep 0.05; done; echo ended", go.display());
-    let job = site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout.trim().to_owned();
+    let job =
+        site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout.trim().to_owned();
     let task = format!("{job}.0");
     let mut follow = site.spawn(&["logs", "-f", &task]);
     follow.wait_for_output("begun");
@@ -133,7 +163,8 @@ fn logs_follow_a_task_while_it_runs() {
 #[test]
 fn time_limits_retries_and_work_directories() {
     let site = Site::new();
-    let job = site.pf(&["submit", "--quiet", "--time-limit", "1s", "--", "sh", "-c", "sleep 100 & sleep 100"]);
+    let job =
+        site.pf(&["submit", "--quiet", "--time-limit", "1s", "--", "sh", "-c", "sleep 100 & sleep 100"]);
     let job = job.expect_code(0).stdout.trim().to_owned();
     site.pf(&["wait", &job]).expect_code(1);
     let task = site.pf(&["job", "show", &job, "--json"]).json();
@@ -145,7 +176,17 @@ fn time_limits_retries_and_work_directories() {
     site.pf(&["wait", job.stdout.trim()]).expect_code(0);
     assert_eq!(fs::read_to_string(&mark).unwrap().lines().count(), 3);
 
-    let job = site.pf(&["submit", "--quiet", "--work-dir", "--array", "0-1", "--", "sh", "-c", "pwd; touch here; ls"]);
+    let job = site.pf(&[
+        "submit",
+        "--quiet",
+        "--work-dir",
+        "--array",
+        "0-1",
+        "--",
+        "sh",
+        "-c",
+        "pwd; touch here; ls",
+    ]);
     let job = job.expect_code(0).stdout.trim().to_owned();
     site.pf(&["wait", &job]).expect_code(0);
     let dirs: Vec<String> = (0..2)
@@ -163,10 +204,13 @@ fn tasks_are_bound_to_cores_of_their_own() {
         return;
     }
     let script = "grep Cpus_allowed_list /proc/self/status; sleep 0.5";
-    let job = site.pf(&["submit", "--quiet", "--array", &format!("1-{cpus}"), "--", "sh", "-c", script]).expect_code(0);
+    let job = site
+        .pf(&["submit", "--quiet", "--array", &format!("1-{cpus}"), "--", "sh", "-c", script])
+        .expect_code(0);
     let job = job.stdout.trim().to_owned();
     site.pf(&["wait", &job]).expect_code(0);
-    let mut lists: Vec<String> = (1..=cpus).map(|i| site.pf(&["logs", &format!("{job}.{i}")]).stdout).collect();
+    let mut lists: Vec<String> =
+        (1..=cpus).map(|i| site.pf(&["logs", &format!("{job}.{i}")]).stdout).collect();
     lists.sort();
     lists.dedup();
     assert_eq!(lists.len(), cpus, "two tasks that ran at once share a core: {lists:?}");

@@ -131,7 +131,11 @@ fn a_task_that_kills_its_manager_is_convicted() {
     let job = job.stdout.trim().to_owned();
     site.pf(&["wait", &job]).expect_code(1);
     let shown = site.pf(&["job", "show", &job, "--json"]).json();
-    assert_eq!((shown["counts"]["ok"].as_u64(), shown["counts"]["failed"].as_u64()), (Some(9), Some(1)), "{shown}");
+    assert_eq!(
+        (shown["counts"]["ok"].as_u64(), shown["counts"]["failed"].as_u64()),
+        (Some(9), Some(1)),
+        "{shown}"
+    );
     assert_eq!(shown["errors"][0]["examples"][0], 3);
 }
 
@@ -140,7 +144,8 @@ fn a_full_disk_refuses_new_work_and_keeps_outcomes() {
     let site = Site::new();
     let root = site.path().join("root");
     fs::create_dir(&root).unwrap();
-    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).status().is_ok_and(|s| s.success());
+    let mount =
+        |args: &[&str]| std::process::Command::new("mount").args(args).status().is_ok_and(|s| s.success());
     if !mount(&["-t", "tmpfs", "-o", "size=400m,mode=700", "pf-test", root.to_str().unwrap()]) {
         println!("SKIPPED: mounting a small file system needs root");
         return;

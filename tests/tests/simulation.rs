@@ -20,7 +20,8 @@ fn without_faults_each_task_runs_once() {
 
 #[test]
 fn the_same_seed_gives_the_same_log() {
-    let faults = Faults { until: 60 * S, lose_ppm: 20_000, broker_kills: 1, relay_kills: 1, ..Faults::default() };
+    let faults =
+        Faults { until: 60 * S, lose_ppm: 20_000, broker_kills: 1, relay_kills: 1, ..Faults::default() };
     let plan = Plan { seed: 5, faults, ..Plan::default() };
     assert_eq!(run(plan.clone()).log_hash(), run(plan.clone()).log_hash());
     assert_ne!(run(plan.clone()).log_hash(), run(Plan { seed: 6, ..plan }).log_hash());
@@ -48,6 +49,7 @@ fn a_killed_broker_or_relay_runs_nothing_twice() {
 
 #[test]
 fn everything_at_once() {
+    let mut struck = [0; 5];
     for seed in 0..20 {
         let faults = Faults {
             until: 200 * S,
@@ -58,15 +60,18 @@ fn everything_at_once() {
             node_kills: 2,
             partitions: 2,
         };
-        run(Plan { seed, faults, ..Plan::default() });
+        let world = run(Plan { seed, faults, ..Plan::default() });
+        struck.iter_mut().zip(world.struck).for_each(|(sum, n)| *sum += n);
     }
+    assert!(struck.iter().all(|n| *n >= 10), "the faults did not strike: {struck:?}");
 }
 
 #[test]
 fn blocks_end_at_their_walltime_and_work_goes_on() {
     for seed in 0..5 {
-        let plan = Plan { seed, walltime_ms: 60_000, tasks: 200, ..Plan::default() };
-        run(plan);
+        let plan = Plan { seed, walltime_ms: 60_000, tasks: 400, ..Plan::default() };
+        let world = run(plan);
+        assert!(world.now > 90 * S, "one block was enough");
     }
 }
 

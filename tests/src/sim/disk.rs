@@ -60,7 +60,8 @@ impl Disk {
     /// When it is not there: a record that was synced points at what was not.
     pub fn read(&self, blob: BlobRef) -> Result<Bytes, String> {
         let (from, len) = (blob.offset as usize, blob.len as usize);
-        let bytes = self.payload.get(from..from + len).ok_or_else(|| format!("{blob:?} is beyond the disk"))?;
+        let bytes =
+            self.payload.get(from..from + len).ok_or_else(|| format!("{blob:?} is beyond the disk"))?;
         Ok(Bytes::copy_from_slice(bytes))
     }
 }

@@ -26,7 +26,10 @@ impl Truth {
     /// When it runs elsewhere at this moment: never two at once, whatever the fault.
     pub fn started(&mut self, task: TaskId, manager: usize, attempt: AttemptId) {
         if let Some(other) = self.running.insert(task, (manager, attempt)) {
-            panic!("{task} runs twice at once: on manager {} as {}, now on {manager} as {attempt}", other.0, other.1);
+            panic!(
+                "{task} runs twice at once: on manager {} as {}, now on {manager} as {attempt}",
+                other.0, other.1
+            );
         }
         *self.starts.entry(task).or_insert(0) += 1;
     }

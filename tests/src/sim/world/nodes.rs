@@ -1,0 +1,150 @@
+//! Managers on their nodes, and the faults that strike everybody.
+
+use super::*;
+
+impl World {
+    pub(super) fn to_manager(&mut self, place: usize, input: manager::Input) {
+        if !self.nodes[place].alive {
+            return;
+        }
+        if !matches!(input, manager::Input::TurnEnd) {
+            self.dirty.insert(Party::Manager(place));
+        }
+        let mut out = Vec::new();
+        self.nodes[place].core.handle(self.now, input, &mut out);
+        for effect in out {
+            self.manager_effect(place, effect);
+        }
+    }
+
+    pub(super) fn manager_effect(&mut self, place: usize, effect: manager::Effect) {
+        let party = Party::Manager(place);
+        match effect {
+            manager::Effect::Dial => self.manager_dials(place),
+            manager::Effect::Frame { conn, bytes } => self.send(party, conn, bytes),
+            manager::Effect::CloseConn { conn } => self.close(party, conn),
+            manager::Effect::SetTimer { at } => {
+                self.nodes[place].armed = at.map(|at| at.max(self.now));
+                if let Some(at) = at {
+                    self.at(at, Event::Timer { party, at: at.max(self.now) });
+                }
+            }
+            manager::Effect::StartCommand(start) => {
+                let task = TaskId { job: start.job.job, index: start.index };
+                self.truth.started(task, place, start.attempt);
+                self.nodes[place].running.insert(start.attempt, task);
+                let code = i32::from(self.expected(task) == OutcomeKind::Exit);
+                let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);
+                let status = manager::ProcessStatus::Exit(code);
+                self.at(at, Event::TaskEnds { manager: place, attempt: start.attempt, status });
+                self.to_manager(place, manager::Input::CommandStarted { attempt: start.attempt });
+            }
+            manager::Effect::SignalCommand { attempt, signal } => {
+                let at = self.now + MS;
+                let status = manager::ProcessStatus::Signal(signal);
+                self.at(at, Event::TaskEnds { manager: place, attempt, status });
+            }
+            manager::Effect::Spool { upto, batches } => {
+                let block = self.nodes[place].block;
+                if let Some(batch) = self.batches.get_mut(&block) {
+                    batch.spools.extend(batches);
+                }
+                self.at(self.now + 5 * MS, Event::Spooled { manager: place, upto });
+            }
+            manager::Effect::Exit { .. } => {
+                self.node_dies(place);
+                self.end_if_empty(self.nodes[place].block);
+            }
+            other => panic!("the simulation has no Python workers: {other:?}"),
+        }
+    }
+
+    pub(super) fn manager_dials(&mut self, place: usize) {
+        if self.relay.is_none() || self.nodes[place].cut_off {
+            return self.to_manager(place, manager::Input::Dialled { conns: vec![] });
+        }
+        let (at_manager, at_relay) = self.net.connect(Party::Manager(place), Party::Relay);
+        let block = self.nodes[place].block;
+        self.to_manager(place, manager::Input::Dialled { conns: vec![at_manager] });
+        self.to_relay(relay::Input::Accepted { conn: at_relay, block });
+        self.at(self.now + MS, Event::Connected { party: Party::Manager(place), conn: at_manager });
+    }
+
+    pub(super) fn task_ends(&mut self, place: usize, attempt: AttemptId, status: manager::ProcessStatus) {
+        let Some(task) = self.nodes[place].running.remove(&attempt) else { return };
+        self.truth.ended(task);
+        let end = manager::ProcessEnd {
+            status,
+            usage: Usage::default(),
+            out_of_memory: false,
+            stderr_tail: String::new(),
+        };
+        self.to_manager(place, manager::Input::CommandEnded { attempt, end });
+    }
+
+    pub(super) fn node_dies(&mut self, place: usize) {
+        if !std::mem::replace(&mut self.nodes[place].alive, false) {
+            return;
+        }
+        for task in std::mem::take(&mut self.nodes[place].running).into_values() {
+            self.truth.ended(task);
+        }
+        self.cut_all(Party::Manager(place));
+    }
+
+    pub(super) fn kill(&mut self, party: Party) {
+        match party {
+            Party::Broker => {
+                if self.broker.take().is_none() {
+                    return;
+                }
+                self.struck[2] += 1;
+                self.cut_all(Party::Broker);
+                self.broker_armed = None;
+                let pending = (self.disk.appended() - self.disk.synced()) as u64;
+                let kept = self.rng.below(pending + 1) as usize;
+                self.disk.crash(kept);
+                let at = self.now + self.rng.between(100 * MS, 30 * S);
+                self.at(at, Event::StartBroker);
+            }
+            Party::Relay => {
+                if self.relay.take().is_none() {
+                    return;
+                }
+                self.struck[3] += 1;
+                self.cut_all(Party::Relay);
+                self.relay_armed = None;
+                self.relay_life += 1;
+                let at = self.now + self.rng.between(100 * MS, 60 * S);
+                self.at(at, Event::StartRelay);
+            }
+            Party::Manager(which) => {
+                let alive: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect();
+                if let Some(place) = alive.get(which % alive.len().max(1)).copied() {
+                    self.struck[4] += 1;
+                    self.node_dies(place);
+                    self.end_if_empty(self.nodes[place].block);
+                }
+            }
+        }
+    }
+
+    pub(super) fn partition(&mut self, which: usize, on: bool) {
+        if self.nodes.is_empty() {
+            return;
+        }
+        let place = which % self.nodes.len();
+        if on {
+            self.nodes[place].cut_off = true;
+        } else {
+            // Whichever were cut off are reachable again: `place` may be another one than when it began.
+            self.nodes.iter_mut().for_each(|n| n.cut_off = false);
+        }
+    }
+
+    /// Jobs that the client was promised.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<JobId> {
+        self.truth.acknowledged.keys().copied().collect()
+    }
+}

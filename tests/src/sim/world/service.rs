@@ -1,0 +1,160 @@
+//! The broker, its disk, and the client that asks it.
+
+use super::*;
+
+impl World {
+    pub(super) fn start_broker(&mut self) {
+        if self.broker.is_some() {
+            return;
+        }
+        let mut recovery = broker::Recovery::new();
+        for (head, bytes) in self.disk.records() {
+            recovery.record(*head, bytes).expect("the log replays");
+        }
+        self.broker_life += 1;
+        self.syncing = false;
+        self.broker = Some(recovery.finish(broker::Config {
+            seed: self.rng.any(),
+            timing: Timing::default(),
+            owner_name: "user".into(),
+            now: self.now,
+            wall_us: 1_700_000_000_000_000 + self.now,
+        }));
+        self.subscribed = false;
+        let position = self.disk.synced() as u64;
+        self.to_broker(broker::Input::Synced { position });
+        self.ask(900_000, broker::Request::PutEndpoint { name: "local".into(), relay_key: None });
+        self.at(self.now + MS, Event::RelayDials);
+        self.at(self.now + MS, Event::ClientActs);
+    }
+
+    pub(super) fn ask(&mut self, ticket: u64, request: broker::Request) {
+        let caller = broker::Caller { owner: OwnerId(1), is_broker_owner: true };
+        self.to_broker(broker::Input::Request { ticket, caller, request });
+    }
+
+    pub(super) fn to_broker(&mut self, input: broker::Input) {
+        let Some(mut core) = self.broker.take() else { return };
+        let mut out = Vec::new();
+        core.handle(self.now, input, &mut self.disk, &mut out);
+        self.broker = Some(core);
+        for effect in out {
+            self.broker_effect(effect);
+        }
+        self.begin_sync();
+    }
+
+    pub(super) fn broker_effect(&mut self, effect: broker::Effect) {
+        match effect {
+            broker::Effect::Append { kind, version, critical, bytes, .. } => {
+                self.log.extend_from_slice(&self.now.to_le_bytes());
+                self.log.extend_from_slice(&bytes);
+                self.disk.append(kind, version, critical, bytes);
+            }
+            broker::Effect::Reply { ticket, reply } => self.client_hears(ticket, reply),
+            broker::Effect::Stream { batch, .. } => self.client_reads(&batch),
+            broker::Effect::Frame { conn, bytes } => self.send(Party::Broker, conn, bytes),
+            broker::Effect::CloseConn { conn } => self.close(Party::Broker, conn),
+            broker::Effect::SetTimer { at } => {
+                self.broker_armed = Some(at.max(self.now));
+                self.at(at, Event::Timer { party: Party::Broker, at: at.max(self.now) });
+            }
+            broker::Effect::Load { token, blobs } => {
+                let at = self.now + self.rng.between(100, 5 * MS);
+                self.at(at, Event::Loaded { life: self.broker_life, token, blobs });
+            }
+            broker::Effect::DropJob { .. } => {}
+        }
+    }
+
+    pub(super) fn begin_sync(&mut self) {
+        let position = self.disk.appended();
+        if !self.syncing && position > self.disk.synced() {
+            self.syncing = true;
+            let slow = if self.rng.chance(10_000) { 500 * MS } else { 3 * MS };
+            let at = self.now + self.rng.between(200, slow);
+            self.at(at, Event::Synced { life: self.broker_life, position });
+        }
+    }
+
+    pub(super) fn client_acts(&mut self) {
+        if self.broker.is_none() {
+            return;
+        }
+        let open: Vec<u64> = self.pending_submits.keys().copied().collect();
+        for n in open {
+            let spec = JobSpec {
+                group: GROUP,
+                endpoints: vec!["local".into()],
+                body: Body::Command(Command { argv: vec![format!("work-{n}")], ..Command::default() }),
+                ..JobSpec::default()
+            };
+            let mut key = [0u8; 16];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            // Every second job has items.
+            let items = n.is_multiple_of(2);
+            let count = self.plan.tasks;
+            let tasks = broker::Tasks {
+                count,
+                lens: if items { vec![3; count as usize] } else { vec![] },
+                blob: if items { Bytes::from(vec![b'i'; 3 * count as usize]) } else { Bytes::new() },
+            };
+            let request = broker::Request::Submit {
+                key: JobKey(key),
+                hash: content_hash(&key),
+                spec: Box::new(spec),
+                tasks,
+                open: false,
+            };
+            self.ask(n, request);
+        }
+        if !self.subscribed && self.broker.is_some() {
+            self.subscribed = true;
+            let request = broker::Request::Subscribe {
+                subscription: 1,
+                of: broker::StreamOf::Group(GROUP),
+                after: self.client_cursor,
+                follow: true,
+            };
+            self.ask(800_000, request);
+        }
+    }
+
+    pub(super) fn client_hears(&mut self, ticket: u64, reply: Result<broker::Reply, broker::Refusal>) {
+        match reply {
+            Ok(broker::Reply::Submitted(reply)) => {
+                if let Some(before) = self.truth.acknowledged.insert(reply.job, reply.tasks) {
+                    assert_eq!(before, reply.tasks, "{} changed its size", reply.job);
+                }
+                self.pending_submits.remove(&ticket);
+            }
+            Ok(broker::Reply::Subscribed { .. }) => self.to_broker(broker::Input::Pull { subscription: 1 }),
+            Ok(_) => {}
+            Err(refusal) => panic!("the broker refused: {refusal:?}"),
+        }
+    }
+
+    pub(super) fn client_reads(&mut self, batch: &broker::StreamBatch) {
+        assert!(
+            batch.seq >= self.client_cursor,
+            "the stream went back: {} after {}",
+            batch.seq,
+            self.client_cursor
+        );
+        for part in &batch.parts {
+            for row in &part.rows {
+                let task = TaskId { job: part.job, index: row.index };
+                self.truth.told(task, row.kind);
+                assert_eq!(row.kind, self.expected(task), "{task} ended otherwise than it ran");
+            }
+        }
+        self.client_cursor = batch.seq;
+        self.to_broker(broker::Input::Pull { subscription: 1 });
+    }
+
+    /// How a task ends, known beforehand.
+    pub(super) fn expected(&self, task: TaskId) -> OutcomeKind {
+        let chance = Rng::new(self.plan.seed ^ (task.job.0 << 32) ^ u64::from(task.index)).below(1_000_000);
+        if chance < self.plan.failing_ppm { OutcomeKind::Exit } else { OutcomeKind::Value }
+    }
+}
