@@ -32,9 +32,20 @@ pub(crate) enum Carrier {
 pub(crate) struct Dialled {
     pub socket: zmq::Socket,
     pub monitor: zmq::Socket,
+    /// Where the monitor hears: a name within this process.
+    pub reports: String,
     pub address: String,
     /// Set when the monitor said that it is over; frames that arrived before are still delivered.
     pub ending: Option<CloseReason>,
+}
+
+impl Drop for Dialled {
+    /// Ends the reports before the monitor goes. The socket itself lingers on, and libzmq's I/O thread, which serves all connections of this
+    /// process, would wait for ever to report something of it (the end of a handshake) to a monitor that nobody holds.
+    fn drop(&mut self) {
+        // A new monitor takes the place of the old one, and is told nothing.
+        let _ = self.socket.monitor(&format!("{}-over", self.reports), 0);
+    }
 }
 
 /// Frames that ZMQ had no room for.

@@ -124,7 +124,7 @@ pub(crate) fn dial(context: &zmq::Context, spec: &DialSpec, name: &str, hwm: i32
     monitor.set_linger(0)?;
     monitor.connect(&endpoint)?;
     socket.connect(&format!("tcp://{}", spec.address))?;
-    Ok(Dialled { socket, monitor, address: spec.address.clone(), ending: None })
+    Ok(Dialled { socket, monitor, reports: endpoint, address: spec.address.clone(), ending: None })
 }
 
 /// Everything but a plain IPv4 address may turn out to be IPv6; libzmq falls back where the kernel has none.

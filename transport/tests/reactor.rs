@@ -270,6 +270,25 @@ fn a_server_with_another_key_never_answers_and_the_dialler_has_its_own_deadline(
 }
 
 #[test]
+fn a_dial_given_up_in_the_middle_of_its_handshake_holds_up_nothing() {
+    let (server, client) = (server(true), client());
+    let keys = KeyPair::generate().unwrap();
+    server.allow.insert(keys.public, 1);
+    for round in 0..400 {
+        let conn = client.handle.dial(&server.address, &server.keys, &keys);
+        // Whenever the handshake ends, some rounds give up just before.
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_micros(round * 10) {
+            std::hint::spin_loop();
+        }
+        client.handle.order(move |out| out.close(conn));
+    }
+    let conn = client.handle.dial(&server.address, &server.keys, &keys);
+    client.handle.send(conn, b"still here");
+    assert_eq!(client.handle.frame(), (conn, Bytes::from_static(b"still here")));
+}
+
+#[test]
 fn a_removed_key_is_cut_and_refused_when_it_returns() {
     let (server, client) = (server(true), client());
     let keys = KeyPair::generate().unwrap();
