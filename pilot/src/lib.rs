@@ -23,5 +23,6 @@ mod wire;
 mod worker;
 
 pub use manager::manager_main;
+pub use node_shape::local_capacity;
 pub use pilot::pilot_main;
 pub use ticket::TicketError;

@@ -5,6 +5,7 @@ use crate::topology::{self, GpuVendor};
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use pf_manager_core::{Core, Gpu, NodeShape};
+use pf_protocol::resources::NodeCapacity;
 use pf_protocol::ticket::{SlotPlan, Ticket};
 
 /// This machine as the ticket wants it used.
@@ -16,6 +17,13 @@ pub(crate) fn local(ticket: &Ticket) -> (NodeShape, GpuEnv) {
     // Several "nodes" on one machine would be bound to the same cores.
     let shared = ticket.launcher == "local" && ticket.nodes > 1;
     shape(&found, &ticket.slots, !shared)
+}
+
+/// What a manager on this machine will offer: so that a local endpoint can refuse what it can never run before it has a manager.
+#[must_use]
+pub fn local_capacity(plan: &SlotPlan) -> NodeCapacity {
+    let found = topology::read_local().unwrap_or_else(|_| from_affinity());
+    shape(&found, plan, true).0.capacity()
 }
 
 /// What is carved. `pin` is false where others use the same cores.

@@ -170,6 +170,7 @@ class DaemonTest(unittest.TestCase):
         patch.start()
         self.addCleanup(patch.stop)
         self.addCleanup(self.pf, "broker", "stop")
+        self.addCleanup(self.pf, "endpoint", "stop", "--kill", "local")
 
     def pf(self, *args: str) -> str:
         """Run pf."""
@@ -177,7 +178,9 @@ class DaemonTest(unittest.TestCase):
 
     def executor(self) -> pilotfish.Executor:
         """On the default endpoint."""
-        return pilotfish.Executor("local", python=sys.executable)
+        # The daemon does not know our folder: the functions of this module are imported from there.
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return pilotfish.Executor("local", python=sys.executable, env={"PYTHONPATH": here})
 
     def broker_pid(self) -> int:
         """Of the daemon."""

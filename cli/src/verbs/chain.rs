@@ -175,6 +175,11 @@ fn relay_options(
     let name = &endpoint.name;
     let places = &config.places;
     let alone = matches!(broker, BrokerLink::Dial { .. });
+    let slots = SlotPlan {
+        reserved_cores: endpoint.reserved_cores.clone(),
+        cores_override: endpoint.cores,
+        gpus_override: endpoint.gpus,
+    };
     Ok(RelayOptions {
         endpoint: name.clone(),
         broker,
@@ -184,6 +189,7 @@ fn relay_options(
             nodes_per_block: endpoint.nodes_per_block,
             walltime_ms: endpoint.walltime_ms,
             idle_ms: endpoint.idle_ms,
+            node: (endpoint.provider == "local").then(|| pf_pilot::local_capacity(&slots)),
             ..Scaling::default()
         },
         provider: endpoint.provider.clone(),
@@ -195,11 +201,7 @@ fn relay_options(
         work_dir: places.output.join(name).join("work"),
         local_dir: None,
         python: endpoint.python.clone(),
-        slots: SlotPlan {
-            reserved_cores: endpoint.reserved_cores.clone(),
-            cores_override: endpoint.cores,
-            gpus_override: endpoint.gpus,
-        },
+        slots,
         listen: vec!["127.0.0.1".into()],
         ports: None,
         host: host.into(),

@@ -155,7 +155,11 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
                 output.say("no broker answers");
                 return Ok(Exit::Ok);
             }
+            let pid = client.status().await?.pid;
             client.shutdown(STOP_TIMEOUT).await?;
+            if client.is_local() {
+                wait_for_end(pid).await?;
+            }
             output.say("the broker has ended");
         }
         BrokerVerb::Status => {
@@ -171,6 +175,20 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
         BrokerVerb::Cert => output.bytes(super::chain::certificate(&context.config)?.as_bytes())?,
     }
     Ok(Exit::Ok)
+}
+
+/// Waits for the end of a process of this host that answers no more: until then it still closes its log.
+async fn wait_for_end(pid: u32) -> Result<()> {
+    let give_up = Instant::now() + STOP_TIMEOUT;
+    // The command line of a process that has ended, but was not waited for, is empty.
+    while std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        if Instant::now() > give_up {
+            return Err(CliError::internal(format!("the broker (pid {pid}) answers no more, but does not end"))
+                .hint("see its log"));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    Ok(())
 }
 
 fn elsewhere(context: &Context) -> CliError {

@@ -295,6 +295,8 @@ impl Relay {
             self.blocks.roster.failures = 0;
             let largest = self.blocks.roster.largest_node.get_or_insert_with(NodeCapacity::default);
             *largest = larger(largest, &capacity);
+            // The broker refuses by this what no node can run: it is told at once.
+            (self.report_at, self.report_dirty) = (self.now, true);
         }
         self.roster_changed();
         if let Some((_, reason)) = drain {

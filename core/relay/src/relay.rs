@@ -86,7 +86,7 @@ pub struct Relay {
     // People.
     pub(crate) decisions: VecDeque<Decision>,
     pub(crate) report_dirty: bool,
-    report_at: Micros,
+    pub(crate) report_at: Micros,
     pub(crate) scale_at: Micros,
     pub(crate) dirty: bool,
     timer_at: Micros,
