@@ -183,8 +183,10 @@ async fn wait_for_end(pid: u32) -> Result<()> {
     // The command line of a process that has ended, but was not waited for, is empty.
     while std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()) {
         if Instant::now() > give_up {
-            return Err(CliError::internal(format!("the broker (pid {pid}) answers no more, but does not end"))
-                .hint("see its log"));
+            return Err(CliError::internal(format!(
+                "the broker (pid {pid}) answers no more, but does not end"
+            ))
+            .hint("see its log"));
         }
         tokio::time::sleep(POLL_EVERY).await;
     }

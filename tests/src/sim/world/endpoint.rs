@@ -22,7 +22,7 @@ impl World {
             ..relay::Config::default()
         };
         self.relay = Some(relay::Relay::new(config, self.roster.clone()));
-        self.to_relay(relay::Input::Start);
+        self.tell_relay(relay::Input::Start);
         self.relay_dials();
     }
 
@@ -32,11 +32,11 @@ impl World {
             return;
         }
         let (at_relay, at_broker) = self.net.connect(Party::Relay, Party::Broker);
-        self.to_broker(broker::Input::Accepted { conn: at_broker, peer: None });
-        self.to_relay(relay::Input::BrokerConnected { conn: at_relay });
+        self.tell_broker(broker::Input::Accepted { conn: at_broker, peer: None });
+        self.tell_relay(relay::Input::BrokerConnected { conn: at_relay });
     }
 
-    pub(super) fn to_relay(&mut self, input: relay::Input) {
+    pub(super) fn tell_relay(&mut self, input: relay::Input) {
         let Some(mut core) = self.relay.take() else { return };
         if input != relay::Input::TurnEnd {
             self.dirty.insert(Party::Relay);
@@ -158,7 +158,7 @@ impl World {
             if let Some(batch) = self.batches.get_mut(&block) {
                 batch.nodes.push(place);
             }
-            self.to_manager(place, manager::Input::Start);
+            self.tell_manager(place, manager::Input::Start);
         }
     }
 

@@ -306,37 +306,37 @@ impl World {
             Event::Closed { party, conn } => self.closed(party, conn),
             Event::Connected { party, conn } => {
                 if let (Party::Manager(m), true) = (party, self.net.other(party, conn).is_some()) {
-                    self.to_manager(m, manager::Input::Connected { conn });
+                    self.tell_manager(m, manager::Input::Connected { conn });
                 }
             }
             Event::Timer { party, at } => self.timer(party, at),
             Event::TurnEnd { party } => match party {
-                Party::Relay => self.to_relay(relay::Input::TurnEnd),
-                Party::Manager(m) => self.to_manager(m, manager::Input::TurnEnd),
+                Party::Relay => self.tell_relay(relay::Input::TurnEnd),
+                Party::Manager(m) => self.tell_manager(m, manager::Input::TurnEnd),
                 Party::Broker => {}
             },
             Event::Synced { life, position } => {
                 if life == self.broker_life && self.broker.is_some() {
                     self.disk.sync(position);
                     self.syncing = false;
-                    self.to_broker(broker::Input::Synced { position: position as u64 });
+                    self.tell_broker(broker::Input::Synced { position: position as u64 });
                     self.begin_sync();
                 }
             }
             Event::Loaded { life, token, blobs } => {
                 if life == self.broker_life {
                     let result = blobs.iter().map(|b| self.disk.read(*b)).collect();
-                    self.to_broker(broker::Input::Loaded { token, result });
+                    self.tell_broker(broker::Input::Loaded { token, result });
                 }
             }
             Event::TaskEnds { manager, attempt, status } => self.task_ends(manager, attempt, status),
             Event::Spooled { manager, upto } => {
-                self.to_manager(manager, manager::Input::Spooled { upto, ok: true })
+                self.tell_manager(manager, manager::Input::Spooled { upto, ok: true })
             }
             Event::RelayDials => self.relay_dials(),
             Event::ToRelay { life, input } => {
                 if life == self.relay_life {
-                    self.to_relay(*input);
+                    self.tell_relay(*input);
                 }
             }
             Event::BlockStarts { block } => self.block_starts(block),
@@ -384,9 +384,9 @@ impl World {
 
     fn deliver(&mut self, party: Party, conn: u64, bytes: Bytes) {
         match party {
-            Party::Broker => self.to_broker(broker::Input::Frame { conn, bytes }),
-            Party::Relay => self.to_relay(relay::Input::Frame { conn, bytes }),
-            Party::Manager(m) => self.to_manager(m, manager::Input::Frame { conn, bytes }),
+            Party::Broker => self.tell_broker(broker::Input::Frame { conn, bytes }),
+            Party::Relay => self.tell_relay(relay::Input::Frame { conn, bytes }),
+            Party::Manager(m) => self.tell_manager(m, manager::Input::Frame { conn, bytes }),
         }
     }
 
@@ -399,13 +399,13 @@ impl World {
 
     fn closed(&mut self, party: Party, conn: u64) {
         match party {
-            Party::Broker => self.to_broker(broker::Input::ConnClosed { conn }),
+            Party::Broker => self.tell_broker(broker::Input::ConnClosed { conn }),
             Party::Relay => {
-                self.to_relay(relay::Input::ConnClosed { conn });
+                self.tell_relay(relay::Input::ConnClosed { conn });
                 let at = self.now + 100 * MS;
                 self.at(at, Event::RelayDials);
             }
-            Party::Manager(m) => self.to_manager(m, manager::Input::ConnClosed { conn }),
+            Party::Manager(m) => self.tell_manager(m, manager::Input::ConnClosed { conn }),
         }
     }
 
@@ -425,15 +425,15 @@ impl World {
             match party {
                 Party::Broker => {
                     self.broker_armed = None;
-                    self.to_broker(broker::Input::Timer);
+                    self.tell_broker(broker::Input::Timer);
                 }
                 Party::Relay => {
                     self.relay_armed = None;
-                    self.to_relay(relay::Input::Timer);
+                    self.tell_relay(relay::Input::Timer);
                 }
                 Party::Manager(m) => {
                     self.nodes[m].armed = None;
-                    self.to_manager(m, manager::Input::Timer);
+                    self.tell_manager(m, manager::Input::Timer);
                 }
             }
         }

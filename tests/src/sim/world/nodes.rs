@@ -3,7 +3,7 @@
 use super::*;
 
 impl World {
-    pub(super) fn to_manager(&mut self, place: usize, input: manager::Input) {
+    pub(super) fn tell_manager(&mut self, place: usize, input: manager::Input) {
         if !self.nodes[place].alive {
             return;
         }
@@ -37,7 +37,7 @@ impl World {
                 let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);
                 let status = manager::ProcessStatus::Exit(code);
                 self.at(at, Event::TaskEnds { manager: place, attempt: start.attempt, status });
-                self.to_manager(place, manager::Input::CommandStarted { attempt: start.attempt });
+                self.tell_manager(place, manager::Input::CommandStarted { attempt: start.attempt });
             }
             manager::Effect::SignalCommand { attempt, signal } => {
                 let at = self.now + MS;
@@ -61,12 +61,12 @@ impl World {
 
     pub(super) fn manager_dials(&mut self, place: usize) {
         if self.relay.is_none() || self.nodes[place].cut_off {
-            return self.to_manager(place, manager::Input::Dialled { conns: vec![] });
+            return self.tell_manager(place, manager::Input::Dialled { conns: vec![] });
         }
         let (at_manager, at_relay) = self.net.connect(Party::Manager(place), Party::Relay);
         let block = self.nodes[place].block;
-        self.to_manager(place, manager::Input::Dialled { conns: vec![at_manager] });
-        self.to_relay(relay::Input::Accepted { conn: at_relay, block });
+        self.tell_manager(place, manager::Input::Dialled { conns: vec![at_manager] });
+        self.tell_relay(relay::Input::Accepted { conn: at_relay, block });
         self.at(self.now + MS, Event::Connected { party: Party::Manager(place), conn: at_manager });
     }
 
@@ -79,7 +79,7 @@ impl World {
             out_of_memory: false,
             stderr_tail: String::new(),
         };
-        self.to_manager(place, manager::Input::CommandEnded { attempt, end });
+        self.tell_manager(place, manager::Input::CommandEnded { attempt, end });
     }
 
     pub(super) fn node_dies(&mut self, place: usize) {

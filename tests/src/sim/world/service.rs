@@ -22,7 +22,7 @@ impl World {
         }));
         self.subscribed = false;
         let position = self.disk.synced() as u64;
-        self.to_broker(broker::Input::Synced { position });
+        self.tell_broker(broker::Input::Synced { position });
         self.ask(900_000, broker::Request::PutEndpoint { name: "local".into(), relay_key: None });
         self.at(self.now + MS, Event::RelayDials);
         self.at(self.now + MS, Event::ClientActs);
@@ -30,10 +30,10 @@ impl World {
 
     pub(super) fn ask(&mut self, ticket: u64, request: broker::Request) {
         let caller = broker::Caller { owner: OwnerId(1), is_broker_owner: true };
-        self.to_broker(broker::Input::Request { ticket, caller, request });
+        self.tell_broker(broker::Input::Request { ticket, caller, request });
     }
 
-    pub(super) fn to_broker(&mut self, input: broker::Input) {
+    pub(super) fn tell_broker(&mut self, input: broker::Input) {
         let Some(mut core) = self.broker.take() else { return };
         let mut out = Vec::new();
         core.handle(self.now, input, &mut self.disk, &mut out);
@@ -128,7 +128,7 @@ impl World {
                 }
                 self.pending_submits.remove(&ticket);
             }
-            Ok(broker::Reply::Subscribed { .. }) => self.to_broker(broker::Input::Pull { subscription: 1 }),
+            Ok(broker::Reply::Subscribed { .. }) => self.tell_broker(broker::Input::Pull { subscription: 1 }),
             Ok(_) => {}
             Err(refusal) => panic!("the broker refused: {refusal:?}"),
         }
@@ -149,7 +149,7 @@ impl World {
             }
         }
         self.client_cursor = batch.seq;
-        self.to_broker(broker::Input::Pull { subscription: 1 });
+        self.tell_broker(broker::Input::Pull { subscription: 1 });
     }
 
     /// How a task ends, known beforehand.
