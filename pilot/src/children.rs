@@ -3,9 +3,11 @@
 //! Ends are learnt from SIGCHLD and `wait4`, not from pidfds, which old kernels lack. The manager is a subreaper: what a task leaves
 //! behind outside of its process group becomes the manager's child, and is found here.
 
+use crate::limits::{ORPHAN_ROUND, ORPHAN_ROUNDS_MAX};
 use crate::spawn::Who;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use pf_manager_core::ProcessStatus;
 use pf_protocol::outcome::Usage;
@@ -80,6 +82,22 @@ impl Children {
             }
         }
         killed
+    }
+}
+
+/// Ends every child of this process that is not kept, and what they leave behind, until none is left.
+pub(crate) fn end_children_but(kept: impl Fn(i32) -> bool) {
+    // Each round ends one generation. A process that cannot be killed (in a system call that never returns) must not hold this one for ever.
+    for _ in 0..ORPHAN_ROUNDS_MAX {
+        let orphans: Vec<i32> = own_children().into_iter().filter(|pid| !kept(*pid)).collect();
+        if orphans.is_empty() {
+            return;
+        }
+        for pid in orphans {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+        std::thread::sleep(ORPHAN_ROUND);
     }
 }
 

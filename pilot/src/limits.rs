@@ -52,3 +52,9 @@ pub(crate) const TICKET_BYTES_MAX: u64 = 64 << 10;
 
 /// Highest CPU number that can be bound to: the size of a fixed `cpu_set_t`.
 pub(crate) const CPUS_MAX: u32 = 1_024;
+
+/// Rounds in which a pilot ends what a dead manager left running: two seconds in all, then its end is told all the same.
+pub(crate) const ORPHAN_ROUNDS_MAX: u32 = 1_000;
+
+/// Pause between them: about what the kernel takes to end a process.
+pub(crate) const ORPHAN_ROUND: Duration = Duration::from_millis(2);

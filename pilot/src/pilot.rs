@@ -50,6 +50,7 @@ pub fn pilot_main(ticket: &Path) -> ExitCode {
 fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     let signals =
         process::take_signals().map_err(|e| PilotError::Io { what: "block signals", source: e.into() })?;
+    process::be_subreaper();
     let ticket = ticket::read(ticket_path)?;
     ticket::dial_specs(ticket_path, &ticket)?;
     let env: BTreeMap<String, String> = std::env::vars_os()
@@ -200,7 +201,10 @@ impl PilotNode {
                 Ok(_) => continue,
                 Err(error) => (error.to_string(), false),
             };
-            for node in self.running.remove(&pid).unwrap_or_default() {
+            let nodes = self.running.remove(&pid).unwrap_or_default();
+            // Its end is the proof on which its tasks are run elsewhere: what it left running must have ended before it is told.
+            crate::children::end_children_but(|child| self.running.contains_key(&child));
+            for node in nodes {
                 self.give(now, PilotInput::ManagerEnded { node, how: how.clone(), ok }, out);
             }
         }

@@ -14,11 +14,15 @@ fn noting_script(dir: &Path, go: &Path) -> String {
     )
 }
 
+fn name_of(entry: &fs::DirEntry) -> String {
+    entry.file_name().into_string().unwrap()
+}
+
 /// How often each label ran.
 fn runs(dir: &Path) -> BTreeMap<String, usize> {
     let mut runs = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
+        let name = name_of(&entry);
         *runs.entry(name.split('.').next().unwrap().to_owned()).or_insert(0) += 1;
     }
     runs
@@ -94,7 +98,15 @@ fn the_broker_is_killed_while_short_tasks_stream_through() {
 fn the_manager_is_killed_and_its_tasks_run_again() {
     let running = start(6, &[]);
     let manager = running.site.pids_of(" manager ")[0];
+    let before: Vec<String> = fs::read_dir(&running.notes).unwrap().map(|e| name_of(&e.unwrap())).collect();
     kill_hard(manager);
+    wait_for("a task to run again", || runs(&running.notes).values().any(|n| *n > 1).then_some(()));
+    for pid in before.iter().filter_map(|name| name.split('.').nth(1)) {
+        assert!(
+            !fs::exists(format!("/proc/{pid}")).unwrap(),
+            "what the dead manager had started still runs: {pid}"
+        );
+    }
     let shown = running.finish(0);
     assert_eq!(shown["counts"]["ok"], 6);
 }

@@ -1,7 +1,10 @@
 //! Every named maximum of the relay's core, with its reason.
 
-/// After twice the lease, this much more before a manager that is away is taken for dead: clocks drift, kills take time. Milliseconds.
-pub const LEASE_MARGIN_MS: u64 = 10_000;
+/// After twice the lease, this much more before a manager that is away is taken for dead. Milliseconds. When only one direction is cut, the
+/// manager notices up to a silence of [`SILENT_INTERVALS`](pf_protocol::limits::SILENT_INTERVALS) heartbeats later than the relay: that,
+/// and as much again since clocks drift and kills take time.
+pub const LEASE_MARGIN_MS: u64 =
+    2 * pf_protocol::limits::HEARTBEAT_MS_MIN * pf_protocol::limits::SILENT_INTERVALS;
 
 /// Tasks that are taken from the broker when nothing is known of slots and durations. Small: what waits here cannot be
 /// overtaken by a job of higher priority that the broker still holds.

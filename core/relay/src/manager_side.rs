@@ -6,9 +6,10 @@ use crate::manager::Manager;
 use crate::queue::{Chunk, Job};
 use crate::relay::{Peer, Relay};
 use pf_protocol::job::OnLost;
-use pf_protocol::limits::{BATCH_TASKS_MAX, LEASE_MS};
+use pf_protocol::limits::{BATCH_TASKS_MAX, HEARTBEAT_MS_MIN, LEASE_MS, SILENT_INTERVALS};
 use pf_protocol::message::{Confirm, Hello, Inventory, Message, PilotReport, Started, Who};
 use pf_protocol::outcome::{ErrorDetail, Outcome, OutcomeBatch, OutcomeKind, Ran};
+use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
 use pf_protocol::{AttemptId, BlockId, ManagerId, Ranges, TaskId};
 
@@ -351,7 +352,9 @@ impl Relay {
 
     /// Managers that have been away for so long that they have killed everything by themselves.
     pub(crate) fn bury_the_silent(&mut self) {
-        let lease_us = (2 * LEASE_MS + LEASE_MARGIN_MS) * 1_000;
+        // Many managers beat more slowly, and notice a cut later.
+        let slower_ms = (self.heartbeat_ms() - HEARTBEAT_MS_MIN) * SILENT_INTERVALS;
+        let lease_us = (2 * LEASE_MS + LEASE_MARGIN_MS + slower_ms) * 1_000;
         let gone: Vec<u32> = self
             .managers
             .iter()
@@ -368,6 +371,7 @@ impl Relay {
     pub(crate) fn bury(&mut self, handle: u32, why: &str, proof: bool) {
         let Some(manager) = self.managers.get(&handle) else { return };
         let (id, node) = (manager.id, manager.node.clone());
+        let kind = self.loss_of(id.block);
         let mut batch = self.own_batch(id, &node);
         for attempt in self.live_attempts(handle) {
             let Some(flight) = self.find(attempt) else { continue };
@@ -383,7 +387,7 @@ impl Relay {
                 job: task.job,
                 index: task.index,
                 attempt,
-                kind: if cancelled { OutcomeKind::Cancelled } else { OutcomeKind::NodeLost },
+                kind: if cancelled { OutcomeKind::Cancelled } else { kind },
                 ran: if state == State::Started { Ran::Yes } else { Ran::Unknown },
                 error: Some(Box::new(ErrorDetail {
                     message: format!("manager {id} on {node} was lost: {why}"),
@@ -406,6 +410,17 @@ impl Relay {
             self.remove_manager(handle);
         } else {
             self.refresh_room(handle);
+        }
+    }
+
+    /// What the loss of a manager of this block is to a task: no suspicion falls on it when the scheduler itself took the node away.
+    fn loss_of(&self, block: BlockId) -> OutcomeKind {
+        let state = self.blocks.all.get(&block).map(|b| &b.record.state);
+        match state {
+            Some(BlockState::Ended(
+                BlockEnd::Walltime | BlockEnd::Preempted | BlockEnd::NodeFailed | BlockEnd::Cancelled,
+            )) => OutcomeKind::Lost,
+            _ => OutcomeKind::NodeLost,
         }
     }
 

@@ -352,12 +352,16 @@ impl Relay {
         self.managers_link.refuse(conn, refuse, &mut self.outs);
     }
 
-    /// Welcomes a manager or pilot.
-    pub(crate) fn welcome(&mut self, conn: u64) -> bool {
-        let timing = self.managers_link.timing();
+    /// The interval of heartbeats that so many managers allow, milliseconds.
+    pub(crate) fn heartbeat_ms(&self) -> u64 {
         let managers = self.managers.len() as u64;
         let spread = managers * 1_000 / pf_protocol::limits::HEARTBEATS_PER_S_MAX;
-        let heartbeat_ms = timing.heartbeat_ms.max(spread);
+        self.managers_link.timing().heartbeat_ms.max(spread).max(pf_protocol::limits::HEARTBEAT_MS_MIN)
+    }
+
+    /// Welcomes a manager or pilot.
+    pub(crate) fn welcome(&mut self, conn: u64) -> bool {
+        let heartbeat_ms = self.heartbeat_ms();
         let welcome = Welcome {
             session: 0,
             version: 0,

@@ -181,7 +181,7 @@ impl ManagerCore {
             Input::TurnEnd => {}
             Input::ClockGap { gap_us } => {
                 self.dial.on_clock_gap(now, gap_us);
-                self.cut_since = self.cut_since.map(|since| since + gap_us);
+                // The lease does not move: the relay, which did not stand still, counts on its end.
             }
             Input::CommandStarted { attempt } => self.on_command_started(now, attempt, out),
             Input::CommandNotStarted { attempt, error } => self.on_command_not_started(now, attempt, error),
