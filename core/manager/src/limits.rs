@@ -54,6 +54,10 @@ pub const LOAD_EVERY_US: Micros = 2 * SECOND;
 /// Outcomes that wait for a confirmation this long while the relay is silent are spooled.
 pub const SPOOL_AFTER_US: Micros = 30 * SECOND;
 
+/// A manager that has heard no relay for this long ends: all its tasks were killed long ago, its outcomes are spooled, and a node that is held for
+/// nothing is charged all the same. Long enough for a relay that is moved to another login node by hand.
+pub const ABANDONED_AFTER_US: Micros = 600 * SECOND;
+
 /// At the end, confirmations are waited for this long before what is left is spooled.
 pub const CONFIRM_WAIT_US: Micros = 3 * SECOND;
 

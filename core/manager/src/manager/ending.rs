@@ -4,7 +4,7 @@ use super::ManagerCore;
 use super::attempts::{Ending, State, Step};
 use super::workers::Phase;
 use crate::Effect;
-use crate::limits::{CONFIRM_WAIT_US, KILL_GRACE_US, SPOOL_AFTER_US, WARN_BEFORE_US};
+use crate::limits::{ABANDONED_AFTER_US, CONFIRM_WAIT_US, KILL_GRACE_US, SPOOL_AFTER_US, WARN_BEFORE_US};
 use pf_protocol::message::Recalled;
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::{AttemptId, Micros};
@@ -42,6 +42,10 @@ impl ManagerCore {
             let grace = self.config.walltime_end.saturating_sub(self.reserve_us / 4).saturating_sub(now);
             self.begin_drain(now, "the walltime of the block is nearly over".into(), grace, out);
         }
+        if self.drain.is_none() && self.cut_since.is_some_and(|since| now >= since + ABANDONED_AFTER_US) {
+            let why = format!("no relay was heard for {} s", ABANDONED_AFTER_US / 1_000_000);
+            self.begin_drain(now, why, 0, out);
+        }
         self.on_drain_time(now, out);
         let silent = self.cut_since.is_some_and(|since| now >= since + SPOOL_AFTER_US);
         let rested = self.spooling.is_none_or(|at| now >= at + SPOOL_AFTER_US);
@@ -60,11 +64,13 @@ impl ManagerCore {
         });
         let walltime = self.drain.is_none().then(|| self.walltime_drain_at());
         let lease = self.cut_since.filter(|_| !self.lease_killed).map(|since| since + 2 * self.lease_us);
+        let abandoned =
+            self.cut_since.filter(|_| self.drain.is_none()).map(|since| since + ABANDONED_AFTER_US);
         let spool = self
             .cut_since
             .filter(|_| self.outgoing.has_unspooled() && self.drain.is_none())
             .map(|since| (since + SPOOL_AFTER_US).max(self.spooling.map_or(0, |at| at + SPOOL_AFTER_US)));
-        [drain, walltime, lease, spool].into_iter().flatten().min()
+        [drain, walltime, lease, abandoned, spool].into_iter().flatten().min()
     }
 
     fn walltime_drain_at(&self) -> Micros {

@@ -111,7 +111,7 @@ impl ManagerCore {
             epoch: config.epoch_seen,
             lease_us: LEASE_MS * 1_000,
             link_up: false,
-            cut_since: None,
+            cut_since: Some(now),
             lease_killed: false,
             attempts: Attempts::default(),
             slots: Slots::new(&config.shape),
