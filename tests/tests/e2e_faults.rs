@@ -1,5 +1,7 @@
 //! Every process of the chain is killed while work runs. Tasks leave a file made with O_EXCL for each run, so that what ran twice is counted.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
+
 use pf_tests::site::{Site, kill_hard, wait_for};
 use std::collections::BTreeMap;
 use std::fs;

@@ -5,6 +5,12 @@ use pf_tests::sim::{Faults, Plan, World};
 const S: u64 = 1_000_000;
 const HOUR: u64 = 3_600 * S;
 
+/// So many seeds; `PF_SIM_SEEDS` times as many for a soak.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let times = std::env::var("PF_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    0..count * times
+}
+
 fn run(plan: Plan) -> World {
     let mut world = World::new(plan);
     world.run(24 * HOUR);
@@ -29,28 +35,36 @@ fn the_same_seed_gives_the_same_log() {
 
 #[test]
 fn lost_and_repeated_frames_lose_no_task_and_run_none_twice() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         let faults = Faults { until: 120 * S, lose_ppm: 30_000, repeat_ppm: 30_000, ..Faults::default() };
         let world = run(Plan { seed, faults, ..Plan::default() });
         let twice: Vec<_> = world.truth.starts.iter().filter(|s| *s.1 > 1).collect();
-        assert!(twice.is_empty(), "seed {seed}: no process died, yet these ran again: {twice:?}");
+        assert!(
+            twice.is_empty(),
+            "seed {seed}: no process died, yet these ran again: {twice:?}{}",
+            world.decisions()
+        );
     }
 }
 
 #[test]
 fn a_killed_broker_or_relay_runs_nothing_twice() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         let faults = Faults { until: 100 * S, broker_kills: 2, relay_kills: 2, ..Faults::default() };
         let world = run(Plan { seed, faults, ..Plan::default() });
         let twice: Vec<_> = world.truth.starts.iter().filter(|s| *s.1 > 1).collect();
-        assert!(twice.is_empty(), "seed {seed}: no manager died, yet these ran again: {twice:?}");
+        assert!(
+            twice.is_empty(),
+            "seed {seed}: no manager died, yet these ran again: {twice:?}{}",
+            world.decisions()
+        );
     }
 }
 
 #[test]
 fn everything_at_once() {
     let mut struck = [0; 5];
-    for seed in 0..20 {
+    for seed in seeds(20) {
         let faults = Faults {
             until: 200 * S,
             lose_ppm: 10_000,
@@ -68,7 +82,7 @@ fn everything_at_once() {
 
 #[test]
 fn blocks_end_at_their_walltime_and_work_goes_on() {
-    for seed in 0..5 {
+    for seed in seeds(5) {
         let plan = Plan { seed, walltime_ms: 60_000, tasks: 400, ..Plan::default() };
         let world = run(plan);
         assert!(world.now > 90 * S, "one block was enough");

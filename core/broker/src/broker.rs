@@ -204,7 +204,13 @@ impl Broker {
                     let highest = confirms.entry(conn).or_default();
                     *highest = upto.max(*highest);
                 }
-                Some((_, then)) => self.run(then, turn),
+                Some((_, then)) => {
+                    if let Then::Welcome { conn, .. } = &then {
+                        // What was gathered names messages of the session before.
+                        confirms.remove(conn);
+                    }
+                    self.run(then, turn);
+                }
                 None => break,
             }
         }

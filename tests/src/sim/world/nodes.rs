@@ -142,6 +142,13 @@ impl World {
         }
     }
 
+    /// The relay's last decisions, to tell why a run went wrong.
+    #[must_use]
+    pub fn decisions(&self) -> String {
+        let decisions = self.relay.as_ref().map(|r| r.report().decisions).unwrap_or_default();
+        decisions.iter().map(|d| format!("\n  {} ms: {}", d.at_ms % 1_000_000_000, d.text)).collect()
+    }
+
     /// Jobs that the client was promised.
     #[must_use]
     pub fn jobs(&self) -> Vec<JobId> {
