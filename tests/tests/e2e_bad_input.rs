@@ -1,5 +1,7 @@
 //! Bad input gets a clear error, and nothing is lost.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
+
 use pf_tests::site::{Site, pf_binary, wait_for};
 use std::fs;
 use std::io::{Read, Write};
