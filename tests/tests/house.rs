@@ -250,3 +250,8 @@ fn the_measures_measure() {
     assert_eq!(lines.len(), 9);
     assert_eq!(functions(&lines), vec![("long".to_owned(), 5), ("short".to_owned(), 2)]);
 }
+
+#[test]
+fn a_frame_has_one_limit_in_two_crates() {
+    assert_eq!(pf_transport::limits::FRAME_BYTES_MAX, pf_protocol::limits::FRAME_BYTES_MAX);
+}

@@ -3,9 +3,6 @@
 /// Largest frame. Batches stop well below it; a larger frame is an error of the peer. Equals ZMQ_MAXMSGSIZE.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
-/// Largest payload inside a frame. Larger ones would hold up heartbeats and confirmations behind them.
-pub const INLINE_BYTES_MAX: usize = 256 << 10;
-
 /// Largest single item or result that is taken at all. Files are the way for more.
 pub const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 
