@@ -1,11 +1,17 @@
 //! How to start processes across the nodes of a block. Pure: node lists and argv, no process is started here. The pilot calls it.
 //!
-//! Each way (`local` now; srun, mpiexec, .. later) is one implementation of [`Launcher`]; the ticket names which one.
+//! Each way (`local`, `srun`, ..) is one implementation of [`Launcher`]; the ticket names which one.
 
+pub mod hostlist;
+pub mod limits;
 mod local;
+pub mod nodelist;
+mod srun;
 
 pub use local::Local;
+pub use srun::Srun;
 
+use limits::NODES_MAX;
 use std::collections::BTreeMap;
 
 /// Why a launcher cannot do what is asked.
@@ -28,19 +34,35 @@ pub enum LauncherError {
         /// Its name.
         launcher: &'static str,
         /// What it can.
-        has: u32,
+        has: usize,
         /// What is asked.
-        wants: u32,
+        wants: usize,
     },
 }
 
-/// What is to run on each node.
+/// Where the pilot finds itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// Its host's name.
+    pub host: String,
+    /// Nodes that the block was asked with.
+    pub asked: u32,
+    /// Text of the file that [`nodelist::node_file`] names, if it names one.
+    pub node_file: Option<String>,
+}
+
+/// What is to run once on each node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
-    /// Program and arguments, `{node}` is replaced by the node's number where the launcher starts one command a node.
+    /// Program and arguments. `{node}` becomes the node's number, or, where one command starts them all, the name of the variable in which
+    /// each process finds it.
     pub argv: Vec<String>,
     /// The nodes, as [`Launcher::nodes`] named them.
     pub nodes: Vec<String>,
+    /// Variables that each process must have, beside those that the launcher passes on.
+    pub env: BTreeMap<String, String>,
 }
 
 /// One process that the pilot starts.
@@ -56,6 +78,24 @@ pub struct Launch {
     pub nodes: Vec<u16>,
 }
 
+/// Signals to a launched process, by which what runs below it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// Reaches every process that was started, and asks it to end in its own time.
+    pub drain: i32,
+    /// Ends them all now. SIGKILL follows if it does not.
+    pub kill: i32,
+}
+
+impl Stop {
+    /// SIGKILL of Linux, on all its architectures.
+    pub const KILL: i32 = 9;
+    /// SIGUSR1 of Linux where Pilotfish runs: not on MIPS and SPARC.
+    pub const USR1: i32 = 10;
+    /// SIGTERM of Linux.
+    pub const TERM: i32 = 15;
+}
+
 /// One way to start processes across nodes.
 pub trait Launcher: Send + Sync {
     /// Its name in tickets and profiles.
@@ -67,16 +107,13 @@ pub trait Launcher: Send + Sync {
     /// Whether a second launch (an MPI program) can run beside the managers.
     fn coexists(&self) -> bool;
 
-    /// Names of the block's nodes, from the pilot's environment and host name. Number `n` of the result is node `n` everywhere.
+    /// Names of the block's nodes. Number `n` of the result is node `n` everywhere.
     ///
     /// # Errors
     /// When the environment does not say, or says something that is not understood.
-    fn nodes(
-        &self,
-        env: &BTreeMap<String, String>,
-        host: &str,
-        asked: u32,
-    ) -> Result<Vec<String>, LauncherError>;
+    fn nodes(&self, place: &Place) -> Result<Vec<String>, LauncherError> {
+        nodelist::nodes(place)
+    }
 
     /// The processes to start so that `plan.argv` runs once on each node.
     ///
@@ -84,17 +121,28 @@ pub trait Launcher: Send + Sync {
     /// When the launcher cannot reach that many nodes.
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError>;
 
-    /// Variable in which a started process finds its node's number, if `{node}` in the argv is not replaced by the launcher.
-    fn node_variable(&self) -> Option<&'static str>;
+    /// How what was launched is ended.
+    fn stop(&self) -> Stop;
 }
 
-/// The launcher of this name, as a ticket has it.
+/// Names of all launchers, as tickets and profiles have them.
+pub const NAMES: [&str; 2] = ["local", "srun"];
+
+/// The launcher of this name, one of [`NAMES`].
 ///
 /// # Errors
 /// When there is none.
 pub fn launcher(name: &str) -> Result<Box<dyn Launcher>, LauncherError> {
     match name {
         "local" => Ok(Box::new(Local)),
-        _ => Err(LauncherError::Unknown { name: name.into(), known: "local".into() }),
+        "srun" => Ok(Box::new(Srun)),
+        _ => Err(LauncherError::Unknown { name: name.into(), known: NAMES.join(", ") }),
     }
+}
+
+/// Numbers of all `nodes`.
+fn node_numbers(launcher: &'static str, nodes: &[String]) -> Result<Vec<u16>, LauncherError> {
+    let too_many = |_| LauncherError::TooManyNodes { launcher, has: NODES_MAX, wants: nodes.len() };
+    let count = u16::try_from(nodes.len()).map_err(too_many)?;
+    Ok((0..count).collect())
 }

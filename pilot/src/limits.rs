@@ -41,6 +41,10 @@ pub(crate) const EVENTS_A_TURN: usize = 64;
 /// Grace of running tasks when the manager is told to end by a signal, ms: batch systems kill 30 s after SIGTERM, some sooner.
 pub(crate) const STOP_GRACE_MS: u64 = 5_000;
 
+/// Grace of running tasks when the batch system warns of its own end with SIGUSR1 or SIGUSR2, ms: sites give a minute or more, but who is preempted may have
+/// thirty seconds.
+pub(crate) const WARNED_GRACE_MS: u64 = 20_000;
+
 /// The managers' walltime ends this long before the pilot's, ms, so that the pilot can still report.
 pub(crate) const MANAGER_BEFORE_PILOT_MS: u64 = 1_000;
 

@@ -73,7 +73,7 @@ fn run(ticket_path: &Path, node: u16) -> Result<(), ManagerError> {
     let slots = shape.cores.len();
     let config = ManagerConfig {
         manager,
-        node: std::env::var(NODE_NAME_VARIABLE).unwrap_or_else(|_| process::host()),
+        node: node_name(),
         pid: std::process::id(),
         clock_ms: process::clock_ms(),
         shape,
@@ -113,6 +113,14 @@ fn run(ticket_path: &Path, node: u16) -> Result<(), ManagerError> {
     drop(reactor);
     drop(scratch);
     Ok(())
+}
+
+/// The node's name: the scheduler's own word for it, by which it can be left out of the next block, else this host's.
+fn node_name() -> String {
+    [NODE_NAME_VARIABLE, "SLURMD_NODENAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok())
+        .unwrap_or_else(process::host)
 }
 
 /// The manager's own folder on the node, gone when it ends.

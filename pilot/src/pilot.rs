@@ -1,19 +1,20 @@
 //! The process `pf pilot`: started by the batch script on the first node of a block. It starts the managers, watches them and the clock.
 
-use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS};
+use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS, WARNED_GRACE_MS};
 use crate::manager::{NODE_NAME_VARIABLE, WALLTIME_VARIABLE};
 use crate::{process, ticket};
 use bytes::Bytes;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pf_launcher::{Launch, LaunchPlan, LauncherError, launcher};
+use pf_launcher::limits::NODE_LIST_BYTES_MAX;
+use pf_launcher::{Launch, LaunchPlan, Launcher, LauncherError, Place, launcher, nodelist};
 use pf_link::Timing;
 use pf_manager_core::{PilotConfig, PilotCore, PilotEffect, PilotInput};
 use pf_protocol::Micros;
 use pf_transport::{CloseReason, Conn, Node, Outbox, Reactor, now_us};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ enum PilotError {
     Launcher(#[from] LauncherError),
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
+    #[error("read the scheduler's list of nodes {path}")]
+    NodeFile { path: PathBuf, source: io::Error },
     #[error("start the pilot's network")]
     Transport(#[from] pf_transport::TransportError),
 }
@@ -57,22 +60,22 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let host = process::host();
-    let launch = launcher(&ticket.launcher)?;
-    let nodes = launch.nodes(&env, &host, ticket.nodes)?;
+    let launcher = launcher(&ticket.launcher)?;
+    let place = Place { node_file: read_node_file(&env)?, env, host, asked: ticket.nodes };
+    let nodes = launcher.nodes(&place)?;
     let exe =
         std::env::current_exe().map_err(|source| PilotError::Io { what: "find this program", source })?;
     let argv = ["manager", "--ticket", &ticket_path.to_string_lossy(), "--node", "{node}"];
     let argv = std::iter::once(exe.to_string_lossy().into_owned()).chain(argv.map(String::from)).collect();
-    let launches = launch.launch(&LaunchPlan { argv, nodes: nodes.clone() })?;
 
     let walltime_end = now_us().saturating_add(ticket.walltime_ms.saturating_mul(1_000));
     let config = PilotConfig {
         block: ticket.block,
         incarnation: process::random()?,
-        scheduler_id: ID_VARIABLES.iter().find_map(|name| env.get(*name).cloned()),
+        scheduler_id: ID_VARIABLES.iter().find_map(|name| place.env.get(*name).cloned()),
         nodes: nodes.clone(),
         walltime_end,
-        host,
+        host: place.host,
         pid: std::process::id(),
         clock_ms: process::clock_ms(),
         epoch_seen: ticket.epoch,
@@ -82,8 +85,8 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     let node = PilotNode {
         core: PilotCore::new(config),
         ticket_path: ticket_path.into(),
-        launches,
-        nodes,
+        launcher,
+        plan: LaunchPlan { argv, nodes, env: BTreeMap::new() },
         walltime_end,
         running: BTreeMap::new(),
         signals,
@@ -97,6 +100,16 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     Ok(code)
 }
 
+/// The text of the scheduler's list of nodes, where it is a file.
+fn read_node_file(env: &BTreeMap<String, String>) -> Result<Option<String>, PilotError> {
+    let Some(path) = nodelist::node_file(env) else { return Ok(None) };
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(NODE_LIST_BYTES_MAX as u64 + 1).read_to_string(&mut text));
+    read.map_err(|source| PilotError::NodeFile { path: path.into(), source })?;
+    Ok(Some(text))
+}
+
 /// A line for people. The batch script's output is a file in the block's folder, so standard error is the pilot's log.
 fn log(text: &str) {
     // A log that cannot be written must not end the block.
@@ -106,8 +119,9 @@ fn log(text: &str) {
 struct PilotNode {
     core: PilotCore,
     ticket_path: PathBuf,
-    launches: Vec<Launch>,
-    nodes: Vec<String>,
+    launcher: Box<dyn Launcher>,
+    /// How a manager is started.
+    plan: LaunchPlan,
     walltime_end: Micros,
     /// Processes that were launched, with the nodes whose managers live below each.
     running: BTreeMap<i32, Vec<u16>>,
@@ -135,10 +149,12 @@ impl PilotNode {
             PilotEffect::SetTimer { at: Some(at) } => out.set_timer(at),
             PilotEffect::SetTimer { at: None } => out.clear_timer(),
             PilotEffect::StartManagers => return self.start_managers(now),
-            PilotEffect::SignalManagers { signal } => {
-                for pid in self.running.keys() {
-                    crate::children::signal_group(*pid, signal);
-                }
+            PilotEffect::DrainManagers { grace_ms } => {
+                let slow = grace_ms > STOP_GRACE_MS;
+                self.signal(if slow { libc::SIGUSR2 } else { self.launcher.stop().drain });
+            }
+            PilotEffect::KillManagers { hard } => {
+                self.signal(if hard { libc::SIGKILL } else { self.launcher.stop().kill });
             }
             PilotEffect::Log { text } => log(&text),
             PilotEffect::Exit { code, reason } => {
@@ -165,30 +181,50 @@ impl PilotNode {
     /// Starts what the launcher wants; what cannot be started has ended.
     fn start_managers(&mut self, now: Micros) -> Vec<PilotInput> {
         let left_ms = (self.walltime_end.saturating_sub(now) / 1_000).saturating_sub(MANAGER_BEFORE_PILOT_MS);
+        self.plan.env.insert(WALLTIME_VARIABLE.into(), left_ms.to_string());
+        let ended = |nodes: Vec<u16>, how: String| {
+            nodes.into_iter().map(move |node| PilotInput::ManagerEnded { node, how: how.clone(), ok: false })
+        };
+        let launches = match self.launcher.launch(&self.plan) {
+            Ok(launches) => launches,
+            Err(error) => {
+                let all = (0..=u16::MAX).take(self.plan.nodes.len()).collect();
+                return ended(all, format!("could not be started: {error}")).collect();
+            }
+        };
         let mut failed = Vec::new();
-        for launch in &self.launches {
-            let Some((program, args)) = launch.argv.split_first() else { continue };
-            let mut command = Command::new(program);
-            command.args(args).envs(&launch.env).env(WALLTIME_VARIABLE, left_ms.to_string());
-            command.stdin(Stdio::null()).process_group(0);
-            for name in &launch.env_remove {
-                command.env_remove(name);
-            }
-            if let ([node], true) = (&launch.nodes[..], self.nodes.len() > 1)
-                && let Some(name) = self.nodes.get(usize::from(*node))
-            {
-                command.env(NODE_NAME_VARIABLE, name);
-            }
-            match process::spawn_open(&mut command) {
-                Ok(child) => drop(self.running.insert(child.id() as i32, launch.nodes.clone())),
-                Err(error) => {
-                    let how = format!("could not be started: {program}: {error}");
-                    let ended = |&node| PilotInput::ManagerEnded { node, how: how.clone(), ok: false };
-                    failed.extend(launch.nodes.iter().map(ended));
-                }
+        for launch in launches {
+            log(&format!("starts {}", launch.argv.join(" ")));
+            if let Err(error) = self.spawn(&launch) {
+                let how = format!("could not be started: {}: {error}", launch.argv[0]);
+                failed.extend(ended(launch.nodes, how));
             }
         }
         failed
+    }
+
+    fn spawn(&mut self, launch: &Launch) -> io::Result<()> {
+        let (program, args) = launch.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(program);
+        command.args(args).envs(&launch.env).stdin(Stdio::null()).process_group(0);
+        for name in &launch.env_remove {
+            command.env_remove(name);
+        }
+        if let ([node], true) = (&launch.nodes[..], self.plan.nodes.len() > 1)
+            && let Some(name) = self.plan.nodes.get(usize::from(*node))
+        {
+            command.env(NODE_NAME_VARIABLE, name);
+        }
+        let child = process::spawn_open(&mut command)?;
+        self.running.insert(child.id() as i32, launch.nodes.clone());
+        Ok(())
+    }
+
+    /// To everything that was launched and runs.
+    fn signal(&self, signal: i32) {
+        for pid in self.running.keys() {
+            crate::children::signal_group(*pid, signal);
+        }
     }
 
     /// Takes the ends of what was launched.
@@ -231,13 +267,17 @@ impl Node for PilotNode {
     }
 
     fn on_readable(&mut self, now: u64, _token: u64, out: &mut Outbox) {
-        let mut stop = false;
+        let mut stop = None;
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            stop |= matches!(signal.ssi_signo as i32, libc::SIGTERM | libc::SIGINT);
+            match signal.ssi_signo as i32 {
+                libc::SIGTERM | libc::SIGINT => stop = Some(STOP_GRACE_MS),
+                libc::SIGUSR1 | libc::SIGUSR2 => stop = stop.or(Some(WARNED_GRACE_MS)),
+                _ => {}
+            }
         }
-        if stop {
+        if let Some(grace_ms) = stop {
             let reason = "the pilot was told to end by a signal".into();
-            self.give(now, PilotInput::Stop { reason, grace_ms: STOP_GRACE_MS }, out);
+            self.give(now, PilotInput::Stop { reason, grace_ms }, out);
         }
         self.reap(now, out);
     }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What comes to the descriptor of [`take_signals`].
-const TAKEN: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+const TAKEN: [Signal; 6] =
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Signals that came while a thread was spawning, as bits.
 static SEEN: AtomicU64 = AtomicU64::new(0);
@@ -23,7 +24,7 @@ fn taken() -> SigSet {
     TAKEN.into_iter().collect()
 }
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP come to a descriptor from now on, in this and every later thread.
+/// The signals of [`TAKEN`] come to a descriptor from now on, in this and every later thread.
 pub(crate) fn take_signals() -> nix::Result<SignalFd> {
     taken().thread_block()?;
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());

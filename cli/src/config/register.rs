@@ -127,7 +127,7 @@ pub const KEYS: &[Key] = &[
     key("endpoint.provider", Kind::Choice(&["local"]), "\"local\"", "Who is asked for nodes."),
     key(
         "endpoint.launcher",
-        Kind::Choice(&["local"]),
+        Kind::Choice(&pf_launcher::NAMES),
         "\"local\"",
         "How managers are started on the nodes of a block.",
     ),

@@ -17,10 +17,13 @@ pub fn pilot(args: &[OsString]) -> Result<ExitCode> {
     Ok(pf_pilot::pilot_main(&PathBuf::from(value(args, "--ticket")?)))
 }
 
-/// `pf manager --ticket FILE --node N`.
+/// `pf manager --ticket FILE --node N`, where N is a number or the variable in which the launcher says it.
 pub fn manager(args: &[OsString]) -> Result<ExitCode> {
-    let node = value(args, "--node")?.to_str().and_then(|n| n.parse().ok());
-    let node = node.ok_or_else(|| CliError::usage("--node takes a number"))?;
+    let node = value(args, "--node")?.to_str().unwrap_or_default();
+    let number = node.parse().ok().or_else(|| std::env::var(node).ok()?.parse().ok());
+    let node = number.ok_or_else(|| {
+        CliError::usage(format!("--node takes a number or a variable that holds one, not {node:?}"))
+    })?;
     Ok(pf_pilot::manager_main(&PathBuf::from(value(args, "--ticket")?), node))
 }
 

@@ -75,3 +75,6 @@ pub const PILOT_RESERVE_US: Micros = SECOND / 2;
 
 /// Managers that were told to end get this long beyond their grace before the pilot kills them.
 pub const MANAGER_END_US: Micros = 15 * SECOND;
+
+/// A launcher that was told to kill what it started gets this long before it is killed itself: srun, which waits for its tasks' ends, takes about a second.
+pub const LAUNCHER_END_US: Micros = 5 * SECOND;

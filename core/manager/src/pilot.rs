@@ -1,7 +1,7 @@
 //! The pilot: starts one manager on each node of its block once the relay knows the block, watches them and the clock, and ends when they have.
 
 use crate::dial::{Dial, DialEffect};
-use crate::limits::{MANAGER_END_US, PILOT_RESERVE_US};
+use crate::limits::{LAUNCHER_END_US, MANAGER_END_US, PILOT_RESERVE_US};
 use bytes::Bytes;
 use pf_link::{Event, Timing};
 use pf_protocol::message::{Drain, Hello, Message, PilotReport, Refuse, VERSION_MAX, VERSION_MIN, Who};
@@ -109,10 +109,15 @@ pub enum PilotEffect {
     },
     /// Start a manager on each node; answer with [`PilotInput::ManagerEnded`] for each, whenever it ends.
     StartManagers,
-    /// Send a signal to the managers that run (SIGTERM asks them to drain).
-    SignalManagers {
-        /// Signal number.
-        signal: i32,
+    /// Ask the managers that run to end in order.
+    DrainManagers {
+        /// What their running tasks may have, milliseconds.
+        grace_ms: u64,
+    },
+    /// End the managers that run.
+    KillManagers {
+        /// With SIGKILL to what was launched: the launcher was asked before and did not obey.
+        hard: bool,
     },
     /// A line for the pilot's log.
     Log {
@@ -134,20 +139,27 @@ const EXIT_MANAGERS_FAILED: i32 = 1;
 const EXIT_REFUSED: i32 = 2;
 /// Exit code of a pilot that never reached its relay.
 const EXIT_NO_RELAY: i32 = 3;
-const SIGTERM: i32 = 15;
-const SIGKILL: i32 = 9;
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     /// Has not been welcomed: nothing is started.
     Unclaimed,
     Running,
-    /// Managers were told to end; those that are left are killed at this time.
+    /// Managers are on their way out: what is done at this time to those that are left.
     Ending {
-        kill_at: Micros,
-        killed: bool,
+        next: Option<(Micros, Step)>,
+        /// For [`Step::Drain`], microseconds.
+        grace_us: Micros,
     },
     Over,
+}
+
+/// What is done to managers that have not ended, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Drain,
+    Kill,
+    KillHard,
 }
 
 /// See the module.
@@ -210,7 +222,9 @@ impl PilotCore {
             PilotInput::ManagerEnded { node, how, ok } => {
                 self.on_manager_ended(now, node, how, ok, &mut links, out)
             }
-            PilotInput::Stop { reason, grace_ms } => self.end(now, &reason, grace_ms * 1_000, out),
+            PilotInput::Stop { reason, grace_ms } => {
+                self.end(now, &reason, (now, Step::Drain), grace_ms.saturating_mul(1_000), out);
+            }
         }
         self.dial.on_timer(now, &mut events, &mut links);
         for event in events {
@@ -266,8 +280,9 @@ impl PilotCore {
             Event::Refused { refuse, .. } => self.on_refused(now, &refuse, out),
             Event::Message { message: Message::Drain(Drain { epoch, reason, grace_ms }), .. } => {
                 if epoch >= self.epoch {
-                    // The managers have their own Drain from the relay; the signal reaches those that are cut off.
-                    self.end(now, &reason, grace_ms * 1_000, out);
+                    // The managers have their own Drain from the relay, whose grace a signal would cut short; it is for those that are cut off.
+                    let at = now.saturating_add(grace_ms.saturating_mul(1_000));
+                    self.end(now, &reason, (at, Step::Drain), 0, out);
                 }
             }
             Event::Down { reason, .. } => {
@@ -285,7 +300,7 @@ impl PilotCore {
             self.state = State::Over;
             out.push(PilotEffect::Exit { code: EXIT_REFUSED, reason: text });
         } else if matches!(refuse.code.as_str(), "claimed" | "ended") {
-            self.end(now, &text, 0, out);
+            self.end(now, &text, (now, Step::Drain), 0, out);
         } else {
             out.push(PilotEffect::Log { text });
         }
@@ -313,20 +328,59 @@ impl PilotCore {
         self.dial.send(now, PilotReport { walltime_left_ms: self.left_ms(now), ended }.into(), links);
     }
 
-    /// Tells the managers to end.
-    fn end(&mut self, now: Micros, reason: &str, grace_us: Micros, out: &mut Vec<PilotEffect>) {
-        match self.state {
+    /// Begins to end the managers with `first`.
+    fn end(
+        &mut self,
+        now: Micros,
+        reason: &str,
+        first: (Micros, Step),
+        grace_us: Micros,
+        out: &mut Vec<PilotEffect>,
+    ) {
+        match &mut self.state {
             State::Unclaimed => {
                 self.state = State::Over;
                 out.push(PilotEffect::Exit { code: 0, reason: reason.into() });
             }
             State::Running => {
-                let kill_at = (now + grace_us + MANAGER_END_US).min(self.last_call());
-                self.state = State::Ending { kill_at, killed: false };
                 out.push(PilotEffect::Log { text: format!("ending: {reason}") });
-                out.push(PilotEffect::SignalManagers { signal: SIGTERM });
+                self.state = State::Ending { next: Some(first), grace_us };
+            }
+            // A drain that waits for its grace is overtaken by one that does not.
+            State::Ending { next: Some((at, Step::Drain)), grace_us: grace } if first.0 < *at => {
+                out.push(PilotEffect::Log { text: format!("ending sooner: {reason}") });
+                (*at, *grace) = (first.0, grace_us);
             }
             State::Ending { .. } | State::Over => {}
+        }
+        self.step(now, out);
+    }
+
+    /// Does to the managers what is due.
+    fn step(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
+        let last_call = self.last_call();
+        let State::Ending { next, grace_us } = &mut self.state else { return };
+        while let Some((at, step)) = *next {
+            // Whatever grace was given, at the end of the walltime it is over.
+            let at = if step == Step::KillHard { at } else { at.min(last_call) };
+            if now < at {
+                return;
+            }
+            *next = match step {
+                Step::Drain if now >= last_call => Some((now, Step::Kill)),
+                Step::Drain => {
+                    out.push(PilotEffect::DrainManagers { grace_ms: *grace_us / 1_000 });
+                    Some((now.saturating_add(*grace_us).saturating_add(MANAGER_END_US), Step::Kill))
+                }
+                Step::Kill => {
+                    out.push(PilotEffect::KillManagers { hard: false });
+                    Some((now + LAUNCHER_END_US, Step::KillHard))
+                }
+                Step::KillHard => {
+                    out.push(PilotEffect::KillManagers { hard: true });
+                    None
+                }
+            };
         }
     }
 
@@ -337,7 +391,7 @@ impl PilotCore {
 
     fn watch_the_clock(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
         let last_call = self.last_call();
-        match &mut self.state {
+        match self.state {
             State::Unclaimed if now >= last_call => {
                 self.state = State::Over;
                 let reason = "no relay was reached before the walltime was over".into();
@@ -345,15 +399,9 @@ impl PilotCore {
             }
             // Managers watch the walltime themselves; this is for those that hang.
             State::Running if now >= last_call => {
-                self.state = State::Ending { kill_at: now, killed: true };
-                out.push(PilotEffect::Log { text: "the walltime is over: managers are killed".into() });
-                out.push(PilotEffect::SignalManagers { signal: SIGKILL });
+                self.end(now, "the walltime is over: managers are killed", (now, Step::Kill), 0, out);
             }
-            State::Ending { kill_at, killed } if now >= *kill_at && !*killed => {
-                *killed = true;
-                out.push(PilotEffect::SignalManagers { signal: SIGKILL });
-            }
-            _ => {}
+            _ => self.step(now, out),
         }
     }
 
@@ -374,8 +422,9 @@ impl PilotCore {
     fn arm(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
         let own = match self.state {
             State::Unclaimed | State::Running => Some(self.last_call()),
-            State::Ending { kill_at, killed: false } => Some(kill_at),
-            State::Ending { .. } | State::Over => None,
+            State::Ending { next: Some((at, Step::KillHard)), .. } => Some(at),
+            State::Ending { next: Some((at, _)), .. } => Some(at.min(self.last_call())),
+            State::Ending { next: None, .. } | State::Over => None,
         };
         let next = [own, self.dial.next_deadline()].into_iter().flatten().min();
         if next.is_some_and(|at| self.armed.is_none_or(|armed| at < armed || armed <= now)) {
