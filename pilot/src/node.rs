@@ -2,7 +2,7 @@
 
 use crate::capture::{Drained, Kept, drain};
 use crate::children::{Children, End, signal_group};
-use crate::limits::{LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US, WARNED_GRACE_MS};
+use crate::limits::{LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US};
 use crate::oom::OomWatch;
 use crate::output::OutputLog;
 use crate::polls::{poll, stream_of, worker_flags};
@@ -374,18 +374,7 @@ impl ManagerNode {
     }
 
     fn on_signals(&mut self, now: u64, out: &mut Outbox) {
-        let mut stop = None;
-        while let Ok(Some(signal)) = self.parts.signals.read_signal() {
-            match signal.ssi_signo as i32 {
-                libc::SIGTERM => stop = Some(("SIGTERM", STOP_GRACE_MS)),
-                libc::SIGINT => stop = Some(("SIGINT", STOP_GRACE_MS)),
-                // From a launcher that takes SIGTERM for an order to kill.
-                libc::SIGUSR1 => stop = Some(("SIGUSR1", STOP_GRACE_MS)),
-                libc::SIGUSR2 => stop = stop.or(Some(("SIGUSR2", WARNED_GRACE_MS))),
-                _ => {}
-            }
-        }
-        if let Some((signal, grace_ms)) = stop {
+        if let Some((signal, grace_ms)) = crate::process::asked_to_end(&self.parts.signals, STOP_GRACE_MS) {
             let reason = format!("the manager got {signal}");
             self.give(now, Input::Stop { reason, grace_ms }, out);
         }

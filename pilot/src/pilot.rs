@@ -267,16 +267,8 @@ impl Node for PilotNode {
     }
 
     fn on_readable(&mut self, now: u64, _token: u64, out: &mut Outbox) {
-        let mut stop = None;
-        while let Ok(Some(signal)) = self.signals.read_signal() {
-            match signal.ssi_signo as i32 {
-                libc::SIGTERM | libc::SIGINT => stop = Some(STOP_GRACE_MS),
-                libc::SIGUSR1 | libc::SIGUSR2 => stop = stop.or(Some(WARNED_GRACE_MS)),
-                _ => {}
-            }
-        }
-        if let Some(grace_ms) = stop {
-            let reason = "the pilot was told to end by a signal".into();
+        if let Some((signal, grace_ms)) = process::asked_to_end(&self.signals, WARNED_GRACE_MS) {
+            let reason = format!("the pilot got {signal}");
             self.give(now, PilotInput::Stop { reason, grace_ms }, out);
         }
         self.reap(now, out);

@@ -1,5 +1,6 @@
 //! What both mains do with their own process: signals, host, clock, the last word.
 
+use crate::limits::{STOP_GRACE_MS, WARNED_GRACE_MS};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
@@ -33,6 +34,25 @@ pub(crate) fn take_signals() -> nix::Result<SignalFd> {
         unsafe { sigaction(signal, &action) }?;
     }
     SignalFd::with_flags(&taken(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Takes what has come: the signal that asks this process to end, if one does, and what running tasks may have, milliseconds. `usr1_ms` is what
+/// SIGUSR1 leaves them: the batch system warns a pilot with it, launchers pass it on to managers in place of SIGTERM.
+pub(crate) fn asked_to_end(signals: &SignalFd, usr1_ms: u64) -> Option<(&'static str, u64)> {
+    let mut asked: Option<(&'static str, u64)> = None;
+    while let Ok(Some(signal)) = signals.read_signal() {
+        let new = match signal.ssi_signo as i32 {
+            libc::SIGTERM => ("SIGTERM", STOP_GRACE_MS),
+            libc::SIGINT => ("SIGINT", STOP_GRACE_MS),
+            libc::SIGUSR1 => ("SIGUSR1", usr1_ms),
+            libc::SIGUSR2 => ("SIGUSR2", WARNED_GRACE_MS),
+            _ => continue,
+        };
+        if asked.is_none_or(|(_, grace_ms)| new.1 < grace_ms) {
+            asked = Some(new);
+        }
+    }
+    asked
 }
 
 /// Spawns with nothing blocked in this thread: a child inherits the mask, and one that starts with SIGTERM blocked cannot be ended
