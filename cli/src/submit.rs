@@ -99,6 +99,8 @@ pub fn resolve(args: &WorkArgs, here: &Here) -> Result<Work> {
             OnLostArg::Fail => OnLost::Fail,
             OnLostArg::Wait => OnLost::Wait,
         },
+        warn_signal: args.warn_signal,
+        retention_s: args.keep_for.map(|ms| ms.div_ceil(1_000)),
         after: args.after.iter().map(|a| After { job: a.job, ok: !a.any }).collect(),
         max_fails: args.max_fails,
         array,

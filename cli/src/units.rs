@@ -1,5 +1,6 @@
 //! Numbers with units as people write and read them: durations, memory, GPUs.
 
+use pf_protocol::limits::SIGNAL_MAX;
 use std::fmt::Write;
 
 /// Why a text is not an amount.
@@ -14,6 +15,9 @@ pub enum UnitError {
     /// Not GPUs.
     #[error("{0:?} is not a number of GPUs like 1, 2 or 0.25")]
     Gpus(String),
+    /// Not a signal.
+    #[error("{0:?} is not a signal like USR1, SIGTERM or 10")]
+    Signal(String),
 }
 
 fn digits(text: &str) -> Option<u64> {
@@ -90,6 +94,17 @@ pub fn gpus_milli(text: &str) -> Result<u32, UnitError> {
     let part = digits(part).ok_or_else(error)? * 10u64.pow(3 - part.len() as u32);
     let milli = digits(whole).and_then(|w| w.checked_mul(1_000)?.checked_add(part)).ok_or_else(error)?;
     u32::try_from(milli).map_err(|_| error())
+}
+
+/// A signal's number: by name, with or without `SIG`, or as it is.
+pub fn signal(text: &str) -> Result<i32, UnitError> {
+    let error = || UnitError::Signal(text.into());
+    if let Some(number) = digits(text) {
+        return i32::try_from(number).ok().filter(|n| (1..=SIGNAL_MAX).contains(n)).ok_or_else(error);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse::<nix::sys::signal::Signal>().map(|signal| signal as i32).map_err(|_| error())
 }
 
 /// A duration for people: `0`, `350 µs`, `12 ms`, `4.2 s`, `3m 20s`, `5h 12m`, `2d 3h`.
@@ -190,6 +205,12 @@ mod tests {
     }
 
     #[test]
+    fn signals_as_people_write_them() {
+        assert_eq!(["USR1", "sigusr1", "SIGTERM", "2"].map(|t| signal(t).unwrap()), [10, 10, 15, 2]);
+        assert!(["", "0", "65", "-1", "NOSUCH", "SIG"].iter().all(|t| signal(t).is_err()));
+    }
+
+    #[test]
     fn amounts_as_people_read_them() {
         let shown =
             [0, 350, 4_200, 12_000, 4_200_000, 200_000_000, 18_720_000_000, 183_600_000_000].map(show_us);
@@ -203,7 +224,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_breaks_the_parsers(text in "\\PC{0,12}") {
-            let _ = (duration_ms(&text), memory_bytes(&text), gpus_milli(&text));
+            let _ = (duration_ms(&text), memory_bytes(&text), gpus_milli(&text), signal(&text));
         }
     }
 }

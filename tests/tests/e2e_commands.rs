@@ -15,6 +15,22 @@ fn run_does_one_shot_with_the_exit_code_of_the_work() {
 }
 
 #[test]
+fn a_task_is_warned_before_its_time_limit() {
+    let site = Site::new();
+    let script = "trap 'exit 7' USR1; sleep 60 & wait";
+    let run = ["run", "--warn-signal", "USR1", "--time-limit", "10500ms", "--", "sh", "-c", script];
+    site.pf(&run).expect_code(7);
+}
+
+#[test]
+fn a_job_is_forgotten_when_its_time_is_over() {
+    let site = Site::new();
+    let job = site.pf(&["submit", "--quiet", "--keep-for", "500ms", "--", "true"]).expect_code(0);
+    let job = job.stdout.trim().to_owned();
+    wait_for("the job to be forgotten", || (site.pf(&["job", "show", &job]).code == 4).then_some(()));
+}
+
+#[test]
 fn an_array_is_submitted_waited_for_and_read() {
     let site = Site::new();
     let job = site.pf(&[

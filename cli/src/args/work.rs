@@ -162,6 +162,9 @@ pub struct WorkArgs {
     /// Kill a task that runs longer
     #[arg(long, value_name = "TIME", value_parser = crate::units::duration_ms, help_heading = "Resources")]
     pub time_limit: Option<u64>,
+    /// Send this signal 10 s before the time limit or the end of the block: USR1, 10
+    #[arg(long, value_name = "SIGNAL", value_parser = crate::units::signal, help_heading = "Resources")]
+    pub warn_signal: Option<i32>,
     /// Start a task only where so much walltime is left
     #[arg(long, value_name = "TIME", value_parser = crate::units::duration_ms, help_heading = "Resources")]
     pub time_needed: Option<u64>,
@@ -178,6 +181,9 @@ pub struct WorkArgs {
     /// Higher goes first
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, help_heading = "Job")]
     pub priority: i32,
+    /// Forget the job and its outcomes this long after its end; else `pf job forget` does
+    #[arg(long, value_name = "TIME", value_parser = crate::units::duration_ms, help_heading = "Job")]
+    pub keep_for: Option<u64>,
     /// Where it runs
     #[arg(long, short, value_name = "NAME", help_heading = "Job")]
     pub endpoint: Option<String>,

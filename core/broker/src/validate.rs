@@ -5,6 +5,7 @@ use crate::requests::{Code, Refusal, Tasks};
 use pf_protocol::job::{Body, JobSpec};
 use pf_protocol::limits::{
     APPEND_TASKS_MAX, COMMAND_BYTES_MAX, JOB_TASKS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX, PAYLOAD_BYTES_MAX,
+    SIGNAL_MAX,
 };
 use pf_protocol::resources::{NodeCapacity, Resources};
 
@@ -70,6 +71,9 @@ pub(crate) fn spec(spec: &JobSpec) -> Result<(), Refusal> {
     }
     if spec.time_limit_ms == Some(0) {
         return Err(bad("time_limit is 0: each task would be killed at once"));
+    }
+    if let Some(signal) = spec.warn_signal.filter(|signal| !(1..=SIGNAL_MAX).contains(signal)) {
+        return Err(bad(format!("warn_signal {signal} is no signal")).hint(format!("1 to {SIGNAL_MAX}")));
     }
     resources(&spec.resources)?;
     body(spec)

@@ -65,3 +65,6 @@ pub const LEASE_MS: u64 = 60_000;
 
 /// Tasks that have run this long are reported as started. Milliseconds. Shorter ones end before the report would help.
 pub const STARTED_AFTER_MS: u64 = 50;
+
+/// Highest number of a signal on Linux (SIGRTMAX, signal(7)).
+pub const SIGNAL_MAX: i32 = 64;
