@@ -1,35 +1,66 @@
 //! How to talk to batch schedulers. Pure: argv and script out, parsed text in; the relay's shell runs the commands, in one place.
 //!
-//! Each scheduler (`local` now) is one implementation of [`Provider`]. What is not understood becomes
-//! [`BlockState::Unknown`](pf_protocol::report::BlockState) with its text, never a guess and never a panic.
+//! Each scheduler is one implementation of [`Provider`], made by [`provider()`]. What is not understood becomes
+//! [`BlockState::Unknown`] with its text, never a guess and never a panic.
 
 pub mod limits;
 mod local;
+mod words;
 
 pub use local::Local;
 
 use pf_protocol::report::BlockState;
+use serde::{Deserialize, Serialize};
+
+/// What the profile, or the shape of a block, says for every block of it. A provider renders what its scheduler can be told;
+/// anything else that is set is [`ProviderError::CannotSay`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Asks {
+    /// Queue or partition.
+    pub queue: Option<String>,
+    /// Account (project) to charge.
+    pub account: Option<String>,
+    /// Quality of service.
+    pub qos: Option<String>,
+    /// Reservation to run in.
+    pub reservation: Option<String>,
+    /// Features that the nodes must have, in the scheduler's own syntax.
+    pub constraint: Option<String>,
+    /// Cores to ask for on each node; None: what the queue gives.
+    pub cores_per_node: Option<u32>,
+    /// GPUs to ask for on each node; None: what the queue gives.
+    pub gpus_per_node: Option<u32>,
+    /// Memory to ask for on each node, MiB; None: what the queue gives.
+    pub memory_per_node_mib: Option<u64>,
+    /// Whole nodes, shared with nobody.
+    pub exclusive: bool,
+    /// Directives of the user's own, without the scheduler's prefix: `--mail-type=END`, `-l filesystems=home`.
+    pub options: Vec<String>,
+    /// Shell lines that run on the first node before the pilot: `module load python`.
+    pub setup: Vec<String>,
+}
 
 /// What a block is asked for with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BlockRequest {
     /// Unique over all time: endpoint, block, and something random. A submit that surfaces late is recognised by it.
     pub name: String,
-    /// The block's folder, where the script lies and the ticket.
+    /// The block's folder, where the script lies and the ticket. Absolute.
     pub dir: String,
-    /// The copy of `pf` that the block runs.
+    /// The copy of `pf` that the block runs. Absolute.
     pub program: String,
     /// Nodes.
     pub nodes: u32,
     /// Walltime, milliseconds.
     pub walltime_ms: u64,
-    /// Queue or partition.
-    pub queue: Option<String>,
-    /// Account to charge.
-    pub account: Option<String>,
+    /// Nodes that it must not get.
+    pub exclude: Vec<String>,
+    /// The rest, by profile.
+    pub asks: Asks,
 }
 
-/// A block that exists, for status and cancel.
+/// A block that exists, for status, lookup and cancel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KnownBlock {
     /// Its unique name.
@@ -45,8 +76,13 @@ pub struct KnownBlock {
 pub struct Plan {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// A file to write before: name below the block's folder, and text.
+    /// A file to write before: name below the block's folder, and text. Mode 0700: some schedulers want it executable.
     pub script: Option<(String, String)>,
+    /// Whether the command reads that file on its standard input (`bsub < block.sh`).
+    pub script_on_stdin: bool,
+    /// Variables that the command must not see, since its own options come from them too and would win over the script's.
+    /// A trailing `*` stands for any rest.
+    pub unset: &'static [&'static str],
 }
 
 /// What a command said.
@@ -71,6 +107,8 @@ pub struct Observed {
     pub state: BlockState,
     /// Walltime left, milliseconds, if it runs and the scheduler says so.
     pub walltime_left_ms: Option<u64>,
+    /// How often the scheduler has started it again under the same id, where it says so.
+    pub restarts: Option<u32>,
 }
 
 /// Why a scheduler command did not do what it should.
@@ -80,11 +118,35 @@ pub enum ProviderError {
     #[error("the scheduler wants to be asked later: {0}")]
     Later(String),
     /// The scheduler refuses, in its own words.
-    #[error("the scheduler refuses: {0}")]
-    Refused(String),
+    #[error("the scheduler refuses: {words}{}", hint.map(|h| format!(" (hint: {h})")).unwrap_or_default())]
+    Refused {
+        /// The scheduler's.
+        words: String,
+        /// What may help, ours.
+        hint: Option<&'static str>,
+    },
     /// What it said is not understood.
     #[error("the scheduler's answer is not understood: {0}")]
     NotUnderstood(String),
+    /// The profile asks for what this scheduler cannot be told.
+    #[error("{provider} cannot be told {key}; leave it out, or say it in options")]
+    CannotSay {
+        /// The provider.
+        provider: &'static str,
+        /// The key of [`Asks`], or `exclude`.
+        key: &'static str,
+    },
+    /// What is asked for would break out of the script: a line break, or a word that the scheduler would read as another option.
+    #[error("{key} cannot be {value:?}")]
+    BadValue {
+        /// The key of [`Asks`].
+        key: &'static str,
+        /// As given.
+        value: String,
+    },
+    /// The block's id is not known yet, and this scheduler needs it.
+    #[error("the scheduler has not told the id of {0} yet")]
+    NoId(String),
     /// The profile names a provider that this build does not have.
     #[error("provider {name:?} is not known (known: {known})")]
     Unknown {
@@ -93,6 +155,24 @@ pub enum ProviderError {
         /// Those that are.
         known: String,
     },
+    /// The profile names a dialect that the provider does not speak.
+    #[error("{provider} has no dialect {dialect:?} (it has: {known})")]
+    UnknownDialect {
+        /// The provider.
+        provider: &'static str,
+        /// As given.
+        dialect: String,
+        /// Those that it has.
+        known: String,
+    },
+}
+
+impl ProviderError {
+    /// A refusal without a hint.
+    #[must_use]
+    pub fn refused(words: String) -> ProviderError {
+        ProviderError::Refused { words, hint: None }
+    }
 }
 
 /// One batch scheduler.
@@ -100,14 +180,27 @@ pub trait Provider: Send + Sync {
     /// Its name in profiles.
     fn name(&self) -> &'static str;
 
+    /// Which of the scheduler's versions or makes it speaks to; empty where there is but one.
+    fn dialect(&self) -> &'static str;
+
     /// A submit whose answer was lost shows in the status within this, or was never taken. Milliseconds.
     fn submit_shows_within_ms(&self) -> u64;
 
-    /// How often it may be asked while something is expected of it. Milliseconds.
+    /// How often it may be asked while something is expected of it, if the profile does not say. Milliseconds.
     fn poll_ms(&self) -> u64;
 
+    /// Least time between two submits, if the profile does not say. Milliseconds.
+    fn submit_ms(&self) -> u64;
+
+    /// Whether one answer to [`Provider::status`] is good for every relay of this user: it lists all of the user's jobs, whatever
+    /// blocks were named.
+    fn status_is_for_all(&self) -> bool;
+
     /// The command that submits a block.
-    fn submit(&self, request: &BlockRequest) -> Plan;
+    ///
+    /// # Errors
+    /// When something is asked for that this scheduler cannot be told.
+    fn submit(&self, request: &BlockRequest) -> Result<Plan, ProviderError>;
 
     /// The scheduler's id, from the submit's output.
     ///
@@ -118,32 +211,71 @@ pub trait Provider: Send + Sync {
     /// One command that says where all of `blocks` are.
     fn status(&self, blocks: &[KnownBlock]) -> Plan;
 
-    /// What it said. Blocks that are missing are not listed: they are looked up, not assumed.
+    /// What it said, of these blocks and of others. Blocks that are missing are not listed: they are looked up, not assumed.
     ///
     /// # Errors
     /// When the command as a whole failed; then nothing is known of any block.
     fn observed(&self, output: &Output) -> Result<Vec<Observed>, ProviderError>;
 
-    /// The command that looks up one block that the status does not list (any more), if there is one.
-    fn lookup(&self, block: &KnownBlock) -> Option<Plan>;
+    /// Commands that look up one block that the status does not list (any more), in the order in which they are asked until one knows it.
+    fn lookup(&self, block: &KnownBlock) -> Vec<Plan>;
 
-    /// The command that ends one block. Its output is read by [`Provider::cancelled`].
-    fn cancel(&self, block: &KnownBlock) -> Plan;
+    /// What step `step` of [`Provider::lookup`] said; None if that source does not know the block.
+    ///
+    /// # Errors
+    /// When the command failed, which says nothing of the block.
+    fn looked_up(
+        &self,
+        block: &KnownBlock,
+        step: usize,
+        output: &Output,
+    ) -> Result<Option<Observed>, ProviderError>;
 
-    /// Whether the cancel was taken. A block that is gone already is not an error.
+    /// The command that ends one block; `round` counts earlier ones that did not help, from 0: later rounds are harsher.
+    /// Its output is read by [`Provider::cancelled`].
+    ///
+    /// # Errors
+    /// [`ProviderError::NoId`].
+    fn cancel(&self, block: &KnownBlock, round: u32) -> Result<Plan, ProviderError>;
+
+    /// Whether the cancel was taken. A block that is gone already is not an error. Only the status says that it is gone.
     ///
     /// # Errors
     /// When it was not.
     fn cancelled(&self, output: &Output) -> Result<(), ProviderError>;
 }
 
-/// The provider of this name, as profiles have it. `program` is this `pf`, which is also the local scheduler's tool.
+/// What a provider is made with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProviderConfig {
+    /// As profiles have it.
+    pub name: String,
+    /// The dialect, as the profile says or as [`dialect`] found; None: the provider's usual one.
+    pub dialect: Option<String>,
+    /// This `pf`, which is also the local scheduler's tool.
+    pub program: String,
+    /// The user's name, whose blocks they are.
+    pub user: String,
+}
+
+/// Names of all providers.
+pub const NAMES: [&str; 1] = ["local"];
+
+/// The provider that `config` names.
 ///
 /// # Errors
-/// When there is none.
-pub fn provider(name: &str, program: &str) -> Result<Box<dyn Provider>, ProviderError> {
-    match name {
-        "local" => Ok(Box::new(Local { program: program.into() })),
-        _ => Err(ProviderError::Unknown { name: name.into(), known: "local".into() }),
+/// When there is none, or it does not speak the dialect.
+pub fn provider(config: &ProviderConfig) -> Result<Box<dyn Provider>, ProviderError> {
+    let made: Box<dyn Provider> = match config.name.as_str() {
+        "local" => Box::new(Local { program: config.program.clone() }),
+        _ => return Err(ProviderError::Unknown { name: config.name.clone(), known: NAMES.join(", ") }),
+    };
+    match config.dialect.as_deref().filter(|d| *d != made.dialect()) {
+        Some(dialect) => Err(ProviderError::UnknownDialect {
+            provider: made.name(),
+            dialect: dialect.into(),
+            known: made.dialect().into(),
+        }),
+        None => Ok(made),
     }
 }

@@ -1,8 +1,9 @@
 //! Blocks that are processes of this machine. The scheduler is `pf local submit|status|cancel`, with the manners of sbatch, squeue and
 //! scancel: argv in, lines out (`pf_relay::local_scheduler` is its other side).
 
-use crate::limits::{STATUS_LINES_MAX, WORDS_BYTES_MAX};
-use crate::{BlockRequest, KnownBlock, Observed, Output, Plan, Provider, ProviderError};
+use crate::limits::STATUS_LINES_MAX;
+use crate::words::words;
+use crate::{Asks, BlockRequest, KnownBlock, Observed, Output, Plan, Provider, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
 
 /// See the module.
@@ -17,25 +18,6 @@ impl Local {
         let start = [self.program.as_str(), "local", verb];
         start.iter().chain(rest).map(|s| (*s).to_string()).collect()
     }
-}
-
-/// The scheduler's complaint: what it said on standard error, else on standard output, else its exit code.
-pub(crate) fn words(output: &Output) -> String {
-    let text = if output.stderr.trim().is_empty() { &output.stdout } else { &output.stderr };
-    let text = text.trim();
-    match (text.is_empty(), output.exit) {
-        (true, Some(code)) => format!("exit code {code}, no message"),
-        (true, None) => "killed, no message".into(),
-        (false, _) => cut(text).to_string(),
-    }
-}
-
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(WORDS_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 /// An id is `PID-STARTTIME`, so that a process id that is used again is not taken for the block.
@@ -63,9 +45,45 @@ fn state(word: &str, detail: &str) -> BlockState {
     }
 }
 
+/// The first thing that is asked for and that there is not on one machine.
+fn first_set(asks: &Asks) -> Option<&'static str> {
+    let Asks {
+        queue,
+        account,
+        qos,
+        reservation,
+        constraint,
+        cores_per_node,
+        gpus_per_node,
+        memory_per_node_mib,
+        exclusive,
+        options,
+        setup,
+    } = asks;
+    [
+        ("queue", queue.is_some()),
+        ("account", account.is_some()),
+        ("qos", qos.is_some()),
+        ("reservation", reservation.is_some()),
+        ("constraint", constraint.is_some()),
+        ("cores_per_node", cores_per_node.is_some()),
+        ("gpus_per_node", gpus_per_node.is_some()),
+        ("memory_per_node_mib", memory_per_node_mib.is_some()),
+        ("exclusive", *exclusive),
+        ("options", !options.is_empty()),
+        ("setup", !setup.is_empty()),
+    ]
+    .into_iter()
+    .find_map(|(key, set)| set.then_some(key))
+}
+
 impl Provider for Local {
     fn name(&self) -> &'static str {
         "local"
+    }
+
+    fn dialect(&self) -> &'static str {
+        ""
     }
 
     fn submit_shows_within_ms(&self) -> u64 {
@@ -78,18 +96,30 @@ impl Provider for Local {
         100
     }
 
-    fn submit(&self, request: &BlockRequest) -> Plan {
+    fn submit_ms(&self) -> u64 {
+        0
+    }
+
+    fn status_is_for_all(&self) -> bool {
+        false
+    }
+
+    fn submit(&self, request: &BlockRequest) -> Result<Plan, ProviderError> {
+        // There is one node, which is all there: what a scheduler would be asked for has no meaning here.
+        if let Some(key) = first_set(&request.asks) {
+            return Err(ProviderError::CannotSay { provider: "local", key });
+        }
         let seconds = request.walltime_ms.div_ceil(1_000).to_string();
         let rest = ["--name", &request.name, "--dir", &request.dir, "--walltime-s", &seconds];
         let mut argv = self.argv("submit", &rest);
         argv.extend(["--", &request.program, "pilot", "--ticket"].map(String::from));
         argv.push(format!("{}/ticket.json", request.dir));
-        Plan { argv, script: None }
+        Ok(Plan { argv, ..Plan::default() })
     }
 
     fn submitted(&self, output: &Output) -> Result<String, ProviderError> {
         if output.exit != Some(0) {
-            return Err(ProviderError::Refused(words(output)));
+            return Err(ProviderError::refused(words(output)));
         }
         let id = output.stdout.lines().rev().map(str::trim).find(|line| is_id(line));
         id.map(String::from).ok_or_else(|| ProviderError::NotUnderstood(words(output)))
@@ -97,7 +127,7 @@ impl Provider for Local {
 
     fn status(&self, blocks: &[KnownBlock]) -> Plan {
         let dirs: Vec<&str> = blocks.iter().map(|b| b.dir.as_str()).collect();
-        Plan { argv: self.argv("status", &dirs), script: None }
+        Plan { argv: self.argv("status", &dirs), ..Plan::default() }
     }
 
     /// Lines `ID|NAME|STATE|LEFT_MS|DETAIL`.
@@ -116,22 +146,38 @@ impl Provider for Local {
             }
             let left = fields.next().and_then(|l| l.parse().ok());
             let state = state(word, fields.next().unwrap_or("").trim());
-            found.push(Observed { id: id.into(), name: name.into(), state, walltime_left_ms: left });
+            found.push(Observed {
+                id: id.into(),
+                name: name.into(),
+                state,
+                walltime_left_ms: left,
+                restarts: None,
+            });
         }
         Ok(found)
     }
 
-    fn lookup(&self, _block: &KnownBlock) -> Option<Plan> {
+    fn lookup(&self, _block: &KnownBlock) -> Vec<Plan> {
         // The status reads each block's own folder: there is nothing more to ask.
-        None
+        Vec::new()
     }
 
-    fn cancel(&self, block: &KnownBlock) -> Plan {
-        Plan { argv: self.argv("cancel", &[&block.dir]), script: None }
+    fn looked_up(
+        &self,
+        _block: &KnownBlock,
+        _step: usize,
+        output: &Output,
+    ) -> Result<Option<Observed>, ProviderError> {
+        Err(ProviderError::NotUnderstood(words(output)))
+    }
+
+    fn cancel(&self, block: &KnownBlock, _round: u32) -> Result<Plan, ProviderError> {
+        // The supervisor turns harsh by itself.
+        Ok(Plan { argv: self.argv("cancel", &[&block.dir]), ..Plan::default() })
     }
 
     fn cancelled(&self, output: &Output) -> Result<(), ProviderError> {
-        if output.exit == Some(0) { Ok(()) } else { Err(ProviderError::Refused(words(output))) }
+        if output.exit == Some(0) { Ok(()) } else { Err(ProviderError::refused(words(output))) }
     }
 }
 
@@ -157,14 +203,17 @@ mod tests {
             walltime_ms: 1_500,
             ..BlockRequest::default()
         };
-        let argv = local().submit(&request).argv.join(" ");
+        let argv = local().submit(&request).unwrap().argv.join(" ");
         assert_eq!(
             argv,
             "/x/pf local submit --name pf-here-b1 --dir /d/b1 --walltime-s 2 -- /d/pf pilot --ticket /d/b1/ticket.json"
         );
         assert_eq!(local().submitted(&said("Welcome to here 3-D\n123-4567\n")).unwrap(), "123-4567");
         let refused = Output { exit: Some(1), stderr: "no such folder\n".into(), ..Output::default() };
-        assert_eq!(local().submitted(&refused), Err(ProviderError::Refused("no such folder".into())));
+        assert_eq!(local().submitted(&refused), Err(ProviderError::refused("no such folder".into())));
+        let asks = Asks { qos: Some("high".into()), ..Asks::default() };
+        let cannot = local().submit(&BlockRequest { asks, ..request }).unwrap_err();
+        assert_eq!(cannot, ProviderError::CannotSay { provider: "local", key: "qos" });
         assert!(matches!(local().submitted(&said("hm\n")), Err(ProviderError::NotUnderstood(_))));
     }
 

@@ -4,9 +4,11 @@
 use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use pf_providers::Output;
+use pf_providers::{Output, Plan};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -34,30 +36,38 @@ pub enum CommandError {
     },
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, with `stdin` as its standard input.
 ///
 /// # Errors
 /// When it cannot be started or does not end in time. An exit code other than 0 is an answer, not an error.
-pub fn run(argv: &[String]) -> Result<Output, CommandError> {
-    run_within(argv, COMMAND_TIME_MAX)
+pub fn run(plan: &Plan, stdin: Option<&Path>) -> Result<Output, CommandError> {
+    run_within(plan, stdin, COMMAND_TIME_MAX)
 }
 
 /// As [`run`], with another limit.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_within(argv: &[String], limit: Duration) -> Result<Output, CommandError> {
-    let shown = argv.join(" ");
+pub fn run_within(plan: &Plan, stdin: Option<&Path>, limit: Duration) -> Result<Output, CommandError> {
+    let shown = plan.argv.join(" ");
     let start = |source| CommandError::Start { argv: shown.clone(), source };
-    let (program, rest) = argv.split_first().ok_or_else(|| start(io::ErrorKind::InvalidInput.into()))?;
-    let mut child = Command::new(program)
+    let (program, rest) = plan.argv.split_first().ok_or_else(|| start(io::ErrorKind::InvalidInput.into()))?;
+    let stdin = match stdin {
+        Some(path) => File::open(path).map_err(&start)?.into(),
+        None => Stdio::null(),
+    };
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_unset(plan.unset, &name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(rest)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .map_err(start)?;
+        .map_err(&start)?;
     let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     let (sender, ends) = mpsc::channel();
     let streams: [Option<Box<dyn Read + Send>>; 2] = [
@@ -98,6 +108,14 @@ pub fn run_within(argv: &[String], limit: Duration) -> Result<Output, CommandErr
     Ok(Output { exit: status.code(), stdout, stderr })
 }
 
+/// Whether a variable is among those that `unset` names, a trailing `*` standing for any rest.
+fn is_unset(unset: &[&str], name: &str) -> bool {
+    unset.iter().any(|u| match u.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == *u,
+    })
+}
+
 /// Both pipes are closed: the process ends now, unless it closed them on purpose.
 fn wait_until(child: &mut std::process::Child, deadline: std::time::Instant) -> Option<ExitStatus> {
     loop {
@@ -131,16 +149,31 @@ fn capped(mut stream: Box<dyn Read + Send>) -> String {
 mod tests {
     use super::*;
 
+    fn plan(argv: &[&str]) -> Plan {
+        Plan { argv: argv.iter().map(|a| (*a).to_string()).collect(), ..Plan::default() }
+    }
+
     fn sh(script: &str, limit: Duration) -> Result<Output, CommandError> {
-        run_within(&["sh".into(), "-c".into(), script.into()], limit)
+        run_within(&plan(&["sh", "-c", script]), None, limit)
     }
 
     #[test]
     fn exit_code_and_streams_are_told() {
         let output = sh("echo out; echo err >&2; exit 3", Duration::from_secs(60)).unwrap();
         assert_eq!(output, Output { exit: Some(3), stdout: "out\n".into(), stderr: "err\n".into() });
-        let missing = run(&["/no/such/sbatch".into(), "-x".into()]).unwrap_err();
+        let missing = run(&plan(&["/no/such/sbatch", "-x"]), None).unwrap_err();
         assert!(missing.to_string().contains("/no/such/sbatch -x"), "{missing}");
+    }
+
+    #[test]
+    fn a_script_comes_on_standard_input_and_some_variables_do_not_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("block.sh");
+        std::fs::write(&script, "echo ${HOME-none} ${PATH:+path}").unwrap();
+        let plan = Plan { unset: &["HOM*"], ..plan(&["sh"]) };
+        let output = run(&plan, Some(&script)).unwrap();
+        assert_eq!(output.stdout, "none path\n");
+        assert!(is_unset(&["A", "B*"], "A") && !is_unset(&["A", "B*"], "AB") && is_unset(&["A", "B*"], "BC"));
     }
 
     #[test]

@@ -8,10 +8,19 @@ use std::path::Path;
 
 /// Replaces `path` with `bytes`, mode 0600: a reader sees the old or the new, also after a crash.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RelayError> {
+    replace_with(path, bytes, 0o600)
+}
+
+/// As [`replace`], mode 0700.
+pub(crate) fn write_script(path: &Path, text: &str) -> Result<(), RelayError> {
+    replace_with(path, text.as_bytes(), 0o700)
+}
+
+fn replace_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RelayError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&draft, path)?;

@@ -10,6 +10,7 @@ use crate::work::{Desk, Order, Work, chain, load_roster, port_path};
 use bytes::Bytes;
 use pf_protocol::report::BlockState;
 use pf_protocol::{BlockId, EndpointId, Epoch};
+use pf_providers::ProviderConfig;
 use pf_relay_core::{Config, Effect, Input, Relay};
 use pf_transport::{
     Backoff, CloseReason, Conn, DialSpec, KeyPair, ListenSpec, Node, Outbox, Peer, Ports, PublicKey, now_us,
@@ -102,7 +103,12 @@ impl RelayNode {
     pub fn open(mut options: RelayOptions) -> Result<(RelayNode, RelayHandle), RelayError> {
         private_dir(&options.state_dir)?;
         private_dir(&options.blocks_dir)?;
-        let provider = pf_providers::provider(&options.provider, &options.program.to_string_lossy())?;
+        let provider = pf_providers::provider(&ProviderConfig {
+            name: options.provider.clone(),
+            dialect: options.dialect.clone(),
+            program: options.program.to_string_lossy().into_owned(),
+            user: options.user.clone(),
+        })?;
         options.scaling.unclear_ms = provider.submit_shows_within_ms();
         options.scaling.poll_ms = provider.poll_ms();
         let keys = KeyPair::load_or_generate(&key_path(&options.state_dir))?;

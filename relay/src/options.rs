@@ -1,7 +1,9 @@
 //! What a relay is started with. `pf` fills it from the endpoint's profile.
 
 use pf_protocol::ticket::SlotPlan;
+use pf_providers::Asks;
 use pf_relay_core::Scaling;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// How the relay reaches its broker.
@@ -29,6 +31,10 @@ pub struct RelayOptions {
     pub scaling: Scaling,
     /// Name of the provider.
     pub provider: String,
+    /// The scheduler's dialect; None: the provider's usual one.
+    pub dialect: Option<String>,
+    /// What the scheduler is asked for with each shape of block, by its name.
+    pub asks: BTreeMap<String, Asks>,
     /// Name of the launcher.
     pub launcher: String,
     /// The `pf` that blocks run; for `local`, also the scheduler.
@@ -51,6 +57,8 @@ pub struct RelayOptions {
     pub listen: Vec<String>,
     /// Ports that may be used; None: any.
     pub ports: Option<(u16, u16)>,
+    /// Name of the user, whose blocks they are.
+    pub user: String,
     /// Name of this host.
     pub host: String,
     /// Take the endpoint from a relay that is still heard.

@@ -4,7 +4,7 @@
 use crate::blockdir::{self, Address};
 use crate::command::{self, CommandError};
 use crate::error::RelayError;
-use crate::files::replace;
+use crate::files::{replace, write_script};
 use crate::logs;
 use crate::options::RelayOptions;
 use pf_protocol::message::AnswerWhat;
@@ -137,16 +137,24 @@ impl Clerk {
     }
 
     fn run_submit(&self, provider: &dyn Provider, record: &BlockRecord) -> SubmitResult {
+        let mut asks = self.options.asks.get(&record.shape).cloned().unwrap_or_default();
+        if record.account.is_some() {
+            asks.account.clone_from(&record.account);
+        }
         let request = BlockRequest {
             name: record.name.clone(),
             dir: self.dir(record).to_string_lossy().into_owned(),
             program: self.options.program.to_string_lossy().into_owned(),
             nodes: record.nodes,
             walltime_ms: record.walltime_ms,
-            queue: record.queue.clone(),
-            account: record.account.clone(),
+            exclude: record.exclude.clone(),
+            asks,
         };
-        let output = match self.run(&provider.submit(&request), record) {
+        let plan = match provider.submit(&request) {
+            Ok(plan) => plan,
+            Err(error) => return SubmitResult::Refused(error.to_string()),
+        };
+        let output = match self.run(&plan, record) {
             Ok(output) => output,
             Err(Failure::Timeout(words)) => return SubmitResult::Unclear(words),
             Err(Failure::NotRun(words)) => return SubmitResult::Refused(words),
@@ -161,19 +169,21 @@ impl Clerk {
 
     fn query(&self, provider: &dyn Provider, blocks: &[BlockRecord]) -> Result<Vec<Seen>, String> {
         let known: Vec<KnownBlock> = blocks.iter().map(|b| self.known(b)).collect();
-        let output = command::run(&provider.status(&known).argv).map_err(|e| chain(&e))?;
+        let output = command::run(&provider.status(&known), None).map_err(|e| chain(&e))?;
         let seen = provider.observed(&output).map_err(|e| chain(&e))?;
         let seen = seen.into_iter().map(|o| Seen {
             scheduler_id: o.id,
             name: o.name,
             state: o.state,
             walltime_left_ms: o.walltime_left_ms,
+            restarts: o.restarts,
         });
         Ok(seen.collect())
     }
 
     fn cancel(&self, provider: &dyn Provider, record: &BlockRecord) -> Result<(), String> {
-        let output = command::run(&provider.cancel(&self.known(record)).argv).map_err(|e| chain(&e))?;
+        let plan = provider.cancel(&self.known(record), 0).map_err(|e| chain(&e))?;
+        let output = command::run(&plan, None).map_err(|e| chain(&e))?;
         provider.cancelled(&output).map_err(|e| chain(&e))
     }
 
@@ -190,11 +200,12 @@ impl Clerk {
     }
 
     fn run(&self, plan: &Plan, record: &BlockRecord) -> Result<Output, Failure> {
-        if let Some((name, text)) = &plan.script {
-            let path = self.dir(record).join(name);
-            replace(&path, text.as_bytes()).map_err(|e| Failure::NotRun(chain(&e)))?;
+        let script = plan.script.as_ref().map(|(name, text)| (self.dir(record).join(name), text));
+        if let Some((path, text)) = &script {
+            write_script(path, text).map_err(|e| Failure::NotRun(chain(&e)))?;
         }
-        command::run(&plan.argv).map_err(|error| match &error {
+        let stdin = script.filter(|_| plan.script_on_stdin).map(|(path, _)| path);
+        command::run(plan, stdin.as_deref()).map_err(|error| match &error {
             CommandError::Timeout { .. } => Failure::Timeout(chain(&error)),
             CommandError::Start { .. } => Failure::NotRun(chain(&error)),
         })

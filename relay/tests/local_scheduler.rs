@@ -1,7 +1,9 @@
 //! The local scheduler as processes: this test binary is its own `pf local`, as the real `pf` is. Hence no libtest harness.
 
 use pf_protocol::report::{BlockEnd, BlockState};
-use pf_providers::{BlockRequest, KnownBlock, Observed, Output, Provider, provider};
+use pf_providers::{
+    BlockRequest, KnownBlock, Observed, Output, Plan, Provider, ProviderConfig, ProviderError, provider,
+};
 use pf_relay::{command, local_scheduler};
 use std::ffi::OsString;
 use std::path::Path;
@@ -20,12 +22,23 @@ const WAIT: Duration = Duration::from_secs(120);
 impl Site {
     fn new() -> Site {
         let program = std::env::current_exe().expect("own path").to_string_lossy().into_owned();
-        let provider = provider("local", &program).expect("local is known");
+        let config =
+            ProviderConfig { name: "local".into(), program: program.clone(), ..ProviderConfig::default() };
+        let provider = provider(&config).expect("local is known");
         Site { folder: tempfile::tempdir().expect("a folder"), provider, program }
     }
 
-    fn run(&self, argv: &[String]) -> Output {
-        command::run(argv).expect("the command runs")
+    fn run(&self, plan: &Plan) -> Output {
+        command::run(plan, None).expect("the command runs")
+    }
+
+    fn try_submit(&self, request: &BlockRequest) -> Result<String, ProviderError> {
+        self.provider.submitted(&self.run(&self.provider.submit(request).expect("a plan")))
+    }
+
+    fn cancel(&self, block: &KnownBlock) {
+        let plan = self.provider.cancel(block, 0).expect("a plan");
+        self.provider.cancelled(&self.run(&plan)).expect("taken");
     }
 
     /// Submits a shell script in place of a pilot: `pilot` of this binary runs it.
@@ -42,13 +55,13 @@ impl Site {
             walltime_ms,
             ..BlockRequest::default()
         };
-        let id = self.provider.submitted(&self.run(&self.provider.submit(&request).argv)).expect("an id");
+        let id = self.try_submit(&request).expect("an id");
         KnownBlock { name: name.into(), id: Some(id), dir }
     }
 
     fn status(&self, blocks: &[&KnownBlock]) -> Vec<Observed> {
         let blocks: Vec<KnownBlock> = blocks.iter().map(|b| (*b).clone()).collect();
-        self.provider.observed(&self.run(&self.provider.status(&blocks).argv)).expect("a status")
+        self.provider.observed(&self.run(&self.provider.status(&blocks))).expect("a status")
     }
 
     fn wait(&self, block: &KnownBlock, what: impl Fn(&BlockState) -> bool) -> BlockState {
@@ -109,10 +122,11 @@ fn cancel_ends_it_and_what_it_left_behind() {
     let script = "setsid sh -c 'echo $$ > orphan; exec sleep 1000' & trap 'exit 0' TERM; sleep 1000 & wait";
     let block = site.submit("c", script, 600_000);
     let orphan = site.wait_for_file(&block, "orphan");
-    site.provider.cancelled(&site.run(&site.provider.cancel(&block).argv)).expect("taken");
+    site.cancel(&block);
     assert_eq!(site.end(&block), BlockState::Ended(BlockEnd::Cancelled));
     assert!(!Path::new("/proc").join(&orphan).exists(), "{orphan} outlived its block");
-    site.provider.cancelled(&site.run(&site.provider.cancel(&block).argv)).expect("over already is no error");
+    // Over already is no error.
+    site.cancel(&block);
 }
 
 fn a_folder_has_one_block_and_an_unknown_one_is_not_listed() {
@@ -126,8 +140,7 @@ fn a_folder_has_one_block_and_an_unknown_one_is_not_listed() {
         walltime_ms: 1_000,
         ..BlockRequest::default()
     };
-    let refused =
-        site.provider.submitted(&site.run(&site.provider.submit(&request).argv)).expect_err("refused");
+    let refused = site.try_submit(&request).expect_err("refused");
     assert!(refused.to_string().contains("has had a block already"), "{refused}");
     let unknown = KnownBlock {
         dir: site.folder.path().join("none").to_string_lossy().into_owned(),
@@ -155,7 +168,10 @@ fn a_program_that_is_not_there_is_a_failure_with_its_name() {
         "--",
         "/no/such/pf",
     ];
-    let id = site.provider.submitted(&site.run(&argv.map(String::from))).expect("an id");
+    let id = site
+        .provider
+        .submitted(&site.run(&Plan { argv: argv.map(String::from).into(), ..Plan::default() }))
+        .expect("an id");
     let block = KnownBlock { name: "m".into(), id: Some(id), dir };
     assert_eq!(site.end(&block), BlockState::Ended(BlockEnd::Failed(127)));
     let log = std::fs::read_to_string(Path::new(&block.dir).join(local_scheduler::BLOCK_LOG)).expect("a log");

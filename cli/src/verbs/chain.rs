@@ -13,6 +13,7 @@ use pf_broker::{
 use pf_protocol::ticket::SlotPlan;
 use pf_relay::{BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling};
 use pf_transport::{Reactor, TransportError};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -193,6 +194,8 @@ fn relay_options(
             ..Scaling::default()
         },
         provider: endpoint.provider.clone(),
+        dialect: None,
+        asks: BTreeMap::new(),
         launcher: endpoint.launcher.clone(),
         program,
         state_dir: relay_state(config, name),
@@ -204,6 +207,7 @@ fn relay_options(
         slots,
         listen: vec!["127.0.0.1".into()],
         ports: None,
+        user: user_name(),
         host: host.into(),
         takeover: false,
         alone,

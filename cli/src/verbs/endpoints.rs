@@ -206,6 +206,7 @@ fn block_words(state: &BlockState) -> String {
         BlockState::Running => "running".into(),
         BlockState::Ending => "ending".into(),
         BlockState::Unknown(text) => with("unknown", text),
+        BlockState::Impossible(why) => with("will never run", why),
         BlockState::Ended(end) => match end {
             BlockEnd::Completed => "ended".into(),
             BlockEnd::Failed(code) => format!("failed: exit code {code}"),

@@ -26,6 +26,8 @@ pub enum BlockState {
     Ended(BlockEnd),
     /// Not understood, with the scheduler's text.
     Unknown(String),
+    /// The scheduler has it and says that it will never run; its words.
+    Impossible(String),
 }
 
 /// Why a block ended.

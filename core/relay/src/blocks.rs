@@ -243,7 +243,6 @@ impl Relay {
             name,
             nodes: scaling.nodes_per_block,
             walltime_ms: scaling.walltime_ms,
-            queue: scaling.queue.clone(),
             account: scaling.account.clone(),
             ..BlockRecord::default()
         };

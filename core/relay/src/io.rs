@@ -23,9 +23,7 @@ pub struct Scaling {
     pub walltime_ms: u64,
     /// A block without any task for this long is given back. Milliseconds.
     pub idle_ms: u64,
-    /// Queue or partition.
-    pub queue: Option<String>,
-    /// Account to charge.
+    /// Account to charge, if not the shape's own.
     pub account: Option<String>,
     /// What a node offers, where the profile says so: else the first manager tells.
     pub node: Option<NodeCapacity>,
@@ -49,7 +47,6 @@ impl Default for Scaling {
             nodes_per_block: 1,
             walltime_ms: 24 * 3_600_000,
             idle_ms: 120_000,
-            queue: None,
             account: None,
             node: None,
             failures_max: 10,
@@ -134,10 +131,12 @@ pub struct BlockRecord {
     pub nodes: u32,
     /// Walltime asked for, milliseconds.
     pub walltime_ms: u64,
-    /// Queue or partition.
-    pub queue: Option<String>,
-    /// Account to charge.
+    /// Name of the block's shape: what else is asked for with it, the shell knows by this.
+    pub shape: String,
+    /// Account to charge, if not the shape's own.
     pub account: Option<String>,
+    /// Nodes that it must not get.
+    pub exclude: Vec<String>,
     /// Whether a manager of it ever connected: what ends before is a failure.
     pub came_up: bool,
     /// Last known state.
@@ -155,6 +154,8 @@ pub struct Seen {
     pub state: BlockState,
     /// Walltime left, milliseconds.
     pub walltime_left_ms: Option<u64>,
+    /// How often the scheduler has started it again under the same id, where it says so.
+    pub restarts: Option<u32>,
 }
 
 /// How a submit ended.

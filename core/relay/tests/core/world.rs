@@ -189,6 +189,7 @@ impl World {
                         name: b.name.clone(),
                         state,
                         walltime_left_ms: None,
+                        restarts: None,
                     })
                 });
                 let seen = Ok(seen.collect());

@@ -127,6 +127,7 @@ impl World {
             name: batch.name.clone(),
             state: batch.state.clone(),
             walltime_left_ms: left,
+            restarts: None,
         })
     }
 
