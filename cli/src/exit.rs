@@ -21,6 +21,8 @@ pub enum Exit {
     Internal,
     /// `wait --timeout`: the time was over before the job.
     TimedOut,
+    /// `run` ended before all of its tasks were done: the allocation's time was over, or it was told to by SIGTERM.
+    Unfinished,
     /// Interrupted by Ctrl-C.
     Interrupted,
     /// The task's own code, from `pf run` of a single task.
@@ -29,7 +31,7 @@ pub enum Exit {
 
 impl Exit {
     /// All but [`Exit::Task`], in the order of their codes.
-    pub const ALL: [Exit; 9] = [
+    pub const ALL: [Exit; 10] = [
         Exit::Ok,
         Exit::TasksFailed,
         Exit::Usage,
@@ -38,6 +40,7 @@ impl Exit {
         Exit::Unreachable,
         Exit::Internal,
         Exit::TimedOut,
+        Exit::Unfinished,
         Exit::Interrupted,
     ];
 
@@ -53,6 +56,7 @@ impl Exit {
             Exit::Unreachable => 5,
             Exit::Internal => 6,
             Exit::TimedOut => 7,
+            Exit::Unfinished => 8,
             Exit::Interrupted => 130,
             Exit::Task(code) => code,
         }
@@ -70,6 +74,7 @@ impl Exit {
             Exit::Unreachable => "no broker answers",
             Exit::Internal => "a fault of pf or of the machine under it",
             Exit::TimedOut => "`wait --timeout` was over before the job",
+            Exit::Unfinished => "`run` had to end before all tasks were done; `pf run --resume` goes on",
             Exit::Interrupted => "interrupted by Ctrl-C",
             Exit::Task(_) => "the task's own exit code",
         }

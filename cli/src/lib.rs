@@ -2,6 +2,7 @@
 //!
 //! `main.rs` calls [`main`]; integration tests use the modules to compare what is documented with what is built.
 
+pub mod allocation;
 pub mod args;
 pub mod array;
 pub mod client;

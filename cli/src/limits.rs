@@ -55,3 +55,17 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// How long `run` and `serve` wait for their blocks to end. Killed tasks end at once; this is for a machine under load.
 pub const PRIVATE_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Part of an allocation's time kept for the end of broker and relay: a tenth of what is left, within these bounds. Milliseconds. The relay reads
+/// spools from a shared file system and the broker syncs before they go.
+pub const ALLOCATION_RESERVE_MS: (u64, u64) = (4_000, 10_000);
+
+/// Before the end of their time managers start nothing new, and tasks that run are warned, for a tenth of it within these bounds
+/// (`pf_manager_core::limits::WALLTIME_RESERVE_US`). Milliseconds.
+pub const WALLTIME_RESERVE_MS: (u64, u64) = (1_000, 30_000);
+
+/// Managers that have not ended this long after their time are killed.
+pub const OVERDUE: Duration = Duration::from_secs(1);
+
+/// How often `run` looks whether its endpoint has given up.
+pub const GIVEN_UP_LOOK: Duration = Duration::from_secs(1);

@@ -43,18 +43,21 @@ def find_pf() -> str:
 
 
 class Embedded:
-    """A ``pf serve`` of our own: broker, relay and a block on this machine. It ends when our end of its stdin closes, so
-    it cannot outlive this process, and its folder is removed with it."""
+    """A ``pf serve`` of our own: broker, relay and a block on this machine or, without ``workers``, on all nodes of the
+    batch job in which we run. It ends when our end of its stdin closes, so it cannot outlive this process, and its folder
+    is removed with it."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: Optional[int]) -> None:
         pf = find_pf()
+        cores = [] if workers is None else ["--workers", str(workers)]
+        self.nodes = 1
         base = tempfile.gettempdir()
         self.dir = tempfile.mkdtemp(prefix="pilotfish-", dir=base if len(base) < DIR_CHARS_MAX - 20 else "/tmp")
         self.log_path = os.path.join(self.dir, "serve.log")
         try:
             with open(self.log_path, "wb") as log:
                 self.process = subprocess.Popen(
-                    [pf, "serve", "--private", "--dir", self.dir, "--workers", str(workers), "--parent-pid", str(os.getpid())],
+                    [pf, "serve", "--private", "--dir", self.dir, "--parent-pid", str(os.getpid())] + cores,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=child_environment(), start_new_session=True)
         except OSError as error:
             shutil.rmtree(self.dir, ignore_errors=True)
@@ -76,7 +79,9 @@ class Embedded:
         finally:
             timer.cancel()
         try:
-            return str(json.loads(line)["socket"])
+            ready = json.loads(line)
+            self.nodes = int(ready["nodes"])
+            return str(ready["socket"])
         except (ValueError, KeyError, TypeError):
             raise ExecutorBroken("pf serve did not start: %s" % (self.log_tail() or line.decode("utf-8", "replace") or "no word"))
 

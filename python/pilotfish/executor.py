@@ -141,8 +141,9 @@ class View(concurrent.futures.Executor):
 class Executor(View):
     """Runs functions on the workers of an endpoint.
 
-    ``Executor()``                                a chain of its own on this machine, with one worker a core
-    ``Executor(workers=8)``                       the same with eight workers
+    ``Executor()``                                a chain of its own with one worker a core: on this machine, or on all
+                                                  nodes of the batch job in which the program runs
+    ``Executor(workers=8)``                       one on this machine with eight workers
     ``Executor("polaris")``                       an endpoint of the user's daemon, which is started if need be
     ``Executor("polaris", broker="https://..")``  an endpoint of a broker elsewhere (``trust_results=True`` needed)
 
@@ -154,10 +155,11 @@ class Executor(View):
         chosen = Options().changed(options)
         embedded: Optional[_daemon.Embedded] = None
         if endpoint is None and broker is None:
-            workers = workers or len(os.sched_getaffinity(0))
-            if workers < 1:
+            if workers is not None and workers < 1:
                 raise ValueError("workers=%r is less than 1" % (workers,))
             embedded = _daemon.Embedded(workers)
+            if workers is None and embedded.nodes == 1:
+                workers = len(os.sched_getaffinity(0))
             address = embedded.address
             if chosen.python is None:
                 chosen = chosen.changed({"python": sys.executable})

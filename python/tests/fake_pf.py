@@ -11,16 +11,16 @@ from tests.fake_broker import FakeBroker  # noqa: E402
 
 
 def main(arguments: List[str]) -> int:
-    """``serve --private --dir DIR --workers N --parent-pid PID``: until stdin closes."""
+    """``serve --private --dir DIR --parent-pid PID --workers N``: until stdin closes."""
     if os.environ.get("FAKE_PF_FAILS"):
         print("error: no disk today", file=sys.stderr)
         return 1
     assert arguments[0] == "serve" and "--private" in arguments, arguments
     given = dict(zip(arguments[2::2], arguments[3::2]))
-    assert int(given["--workers"]) > 0 and int(given["--parent-pid"]) == os.getppid(), arguments
+    assert int(given.get("--workers", "1")) > 0 and int(given["--parent-pid"]) == os.getppid(), arguments
     broker = FakeBroker(os.path.join(given["--dir"], "broker.sock"))
     broker.start()
-    print(json.dumps({"socket": broker.path}), flush=True)
+    print(json.dumps({"socket": broker.path, "nodes": 1}), flush=True)
     sys.stdin.buffer.read()
     broker.close()
     return 0

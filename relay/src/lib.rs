@@ -4,6 +4,7 @@
 //! `pf` adds a [`RelayNode`] to its reactor, paired with the broker's node or dialling it; [`RelayHandle`] stops it and tells of its end.
 //! [`local_scheduler`] is the batch scheduler of the provider `local`, which `pf local ..` exposes.
 
+pub mod addresses;
 mod blockdir;
 pub mod command;
 mod error;

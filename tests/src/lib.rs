@@ -1,7 +1,9 @@
 //! Tests that cross crates: simulation, end-to-end, house rules. The code that they share is here; the tests are in `tests/tests/`.
 
+pub mod notes;
 pub mod sim;
 pub mod site;
+pub mod slurm;
 
 use std::path::PathBuf;
 

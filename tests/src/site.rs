@@ -1,5 +1,7 @@
 //! A place of its own for one end-to-end test: all four folders below a temporary one, and `pf` run with nothing of the user's in its environment.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,6 +13,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// See the module. Ends its daemon, and all that the daemon started, when dropped.
 pub struct Site {
     dir: tempfile::TempDir,
+    /// Variables of its commands, beside the few that all have.
+    env: BTreeMap<String, String>,
 }
 
 /// What a command of `pf` gave.
@@ -33,6 +37,12 @@ impl Ran {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Ran {
+        let output = command.output();
+        Ran::new(&output.unwrap_or_else(|e| panic!("{:?} cannot be started: {e}", command.get_program())))
     }
 
     /// Itself, if the exit code is `code`.
@@ -113,7 +123,12 @@ impl Site {
     pub fn new() -> Site {
         // Short, since Unix socket paths are limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("pf-").tempdir().expect("a temporary folder");
-        Site { dir }
+        Site { dir, env: BTreeMap::new() }
+    }
+
+    /// Sets a variable for all commands from now on.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.env.insert(name.into(), value.into());
     }
 
     /// The root of its folders.
@@ -125,22 +140,30 @@ impl Site {
     /// A command of `pf` in this place, not yet run.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(pf_binary());
-        command.args(args).current_dir(self.path()).env_clear();
+        let mut command = self.program(pf_binary());
+        command.args(args);
+        command
+    }
+
+    /// Another program in this place, with the environment of its `pf`.
+    #[must_use]
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.path()).env_clear();
         for kept in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
             if let Some(value) = std::env::var_os(kept) {
                 command.env(kept, value);
             }
         }
         command.env("HOME", self.path()).env("PILOTFISH_DIR", self.path().join("root"));
-        command.env("PILOTFISH_PYTHON", python()).stdin(Stdio::null());
+        command.env("PILOTFISH_PYTHON", python()).envs(&self.env).stdin(Stdio::null());
         command
     }
 
     /// Runs `pf` to its end.
     #[must_use]
     pub fn pf(&self, args: &[&str]) -> Ran {
-        Ran::new(&self.command(args).output().expect("pf can be started"))
+        Ran::of(&mut self.command(args))
     }
 
     /// Runs `pf` with `input` on standard input.
@@ -171,6 +194,13 @@ impl Site {
         let status = self.pf(&["broker", "status", "--json"]);
         let pid = serde_json::from_str::<serde_json::Value>(&status.stdout).ok()?["pid"].as_i64()?;
         i32::try_from(pid).ok()
+    }
+
+    /// Names of the endpoints that its broker knows.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        let list = self.pf(&["endpoint", "list", "--quiet"]);
+        list.stdout.lines().map(str::to_owned).collect()
     }
 
     /// Pids of all processes that were started from this place, by their environment.
@@ -212,7 +242,9 @@ impl Drop for Site {
             eprintln!("left running: {:#?}", self.pids());
         }
         if self.path().join("root").exists() {
-            let _ = self.pf(&["endpoint", "stop", "--kill", "local"]);
+            for endpoint in self.endpoints() {
+                let _ = self.pf(&["endpoint", "stop", "--kill", &endpoint]);
+            }
             let _ = self.pf(&["broker", "stop"]);
         }
         // What a test has torn apart by force does not end by itself.

@@ -144,6 +144,7 @@ pub enum EndpointVerb {
     /// Make an endpoint on this host: writes it to your configuration
     #[command(after_help = "Examples:
   pf endpoint add bench --profile local
+  pf endpoint add cluster --profile generic-slurm --set queue=debug nodes_per_block=4
   pf endpoint add cluster --relay-key 'KEY OF A RELAY ELSEWHERE'")]
     Add(EndpointAddArgs),
     /// Endpoints and how they are
@@ -213,6 +214,9 @@ pub struct EndpointAddArgs {
     /// Site profile of this host
     #[arg(long, value_name = "PROFILE", default_value = "local", conflicts_with = "relay_key")]
     pub profile: String,
+    /// A setting that differs from the profile: queue=debug, nodes_per_block=4 (`pf config show` names them)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting, num_args = 1.., conflicts_with = "relay_key")]
+    pub set: Vec<(String, String)>,
     /// Its relay runs elsewhere and has this key (`pf relay run` prints it)
     #[arg(long, value_name = "KEY")]
     pub relay_key: Option<String>,
@@ -347,6 +351,12 @@ pub enum ConfigVerb {
   pf config show
   pf config show --json")]
     Show,
+}
+
+/// `KEY=VALUE` of `--set`.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(k, v)| (k.into(), v.into())).ok_or_else(|| "a setting is written KEY=VALUE".into())
 }
 
 /// The file and the name of `FILE:NAME`.

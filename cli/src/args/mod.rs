@@ -61,12 +61,15 @@ pub enum Verb {
     /// Run work here and now, wait for it, and leave nothing behind
     ///
     /// Broker, relay and workers live as long as this command, in a folder of their own. The exit code is the work's:
-    /// of a single task its own, else 0 or 1. Ctrl-C cancels and cleans up, a second one kills.
+    /// of a single task its own, else 0 or 1. Ctrl-C cancels and cleans up, a second one kills. In an allocation of a batch scheduler it uses all
+    /// nodes, ends before the walltime, and tells how to go on in another.
     #[command(after_help = "Examples:
   pf run -- ./simulate --seed 7
   pf run --array 1-1000:3%50 --name sweep -- ./simulate --seed {index}
   ls *.gz | pf run --each-line - -- gunzip --keep {item}
-  pf run --cores 4 --time-limit 10m --retries 2 --array 0-7 -- ./solve part-{index}.dat")]
+  pf run --cores 4 --time-limit 10m --retries 2 --array 0-7 -- ./solve part-{index}.dat
+  sbatch -N4 --wrap 'exec pf run --array 1-1000 -- ./simulate {index}'
+  pf run --resume pf-run-4711")]
     Run(RunArgs),
     /// Give work to the broker and print the job's id
     #[command(after_help = "Examples:
@@ -212,12 +215,26 @@ pub struct RunArgs {
     /// The work.
     #[command(flatten)]
     pub work: WorkArgs,
-    /// Cores to use; more than there are: tasks share them
+    /// Cores of this machine to use; more than there are: tasks share them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Run")]
     pub workers: Option<u32>,
-    /// Keep log, results and outputs in DIR
-    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    /// This machine alone, also in an allocation of several nodes (--workers means that too)
+    #[arg(long, help_heading = "Run")]
+    pub local: bool,
+    /// Keep log, results and outputs in DIR; in an allocation all nodes must see it
+    #[arg(long, value_name = "DIR", conflicts_with = "resume", help_heading = "Run")]
     pub keep: Option<PathBuf>,
+    /// Go on with what a run that had to end has left undone; DIR is the folder that it named
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["command", "array", "each_line"],
+        help_heading = "Run"
+    )]
+    pub resume: Option<PathBuf>,
+    /// Time until the end of the allocation, where its scheduler does not say it
+    #[arg(long, value_name = "TIME", value_parser = crate::units::duration_ms, help_heading = "Run")]
+    pub time_left: Option<u64>,
     /// Do not print what the tasks print
     #[arg(long, help_heading = "Run")]
     pub no_output: bool,

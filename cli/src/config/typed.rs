@@ -4,6 +4,7 @@ use super::layers::{DEFAULT_ENDPOINT, Settings};
 use super::places::Places;
 use super::value::{Origin, Value};
 use super::{Sources, Surroundings};
+use crate::allocation::Allocation;
 use crate::error::{CliError, Result};
 use crate::units::duration_ms;
 use std::collections::BTreeMap;
@@ -177,18 +178,23 @@ impl Config {
         Ok(Config { default_endpoint, broker, places, endpoints, settings })
     }
 
-    /// The same configuration with everything below `root` and only the default endpoint, with so many cores: for
-    /// `pf run` and the Python client, which use nothing and leave nothing of the user's own chain.
-    pub fn private(&self, root: &std::path::Path, cores: Option<u32>) -> Result<Config> {
+    /// The same configuration with everything at `places` and only the default endpoint, with so many cores: for `pf run` and the Python client,
+    /// which use nothing and leave nothing of the user's own chain. In an allocation its nodes are the one block.
+    pub fn private(&self, places: Places, cores: Option<u32>, allocation: Option<&Allocation>) -> Config {
         let mut config = self.clone();
-        config.places = Places::below(root);
+        config.places = places;
         config.broker = BrokerConfig::default();
         let mut local = self.endpoints.get(DEFAULT_ENDPOINT).cloned();
         if let Some(local) = &mut local {
             local.cores = cores.or(local.cores);
+            if let Some(allocation) = allocation {
+                local.launcher = allocation.launcher.into();
+                local.nodes_per_block = allocation.nodes;
+                local.walltime_ms = allocation.usable_ms().unwrap_or(local.walltime_ms);
+            }
         }
         config.endpoints = local.map(|l| (DEFAULT_ENDPOINT.to_owned(), l)).into_iter().collect();
         config.default_endpoint = DEFAULT_ENDPOINT.into();
-        Ok(config)
+        config
     }
 }

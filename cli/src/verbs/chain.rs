@@ -16,6 +16,7 @@ use pf_transport::{Reactor, TransportError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What a chain is for.
@@ -122,18 +123,30 @@ impl Chain {
         }
     }
 
+    /// Ends the relays and their blocks: nothing new is started, and what runs is killed after `grace`. The broker goes on.
+    pub async fn end_relays(&mut self, grace: Duration) {
+        if !grace.is_zero() {
+            self.relays.iter().for_each(|relay| relay.stop(false));
+            if tokio::time::timeout(grace, self.relays_ended()).await.is_ok() {
+                return;
+            }
+        }
+        self.relays.iter().for_each(|relay| relay.stop(true));
+        if tokio::time::timeout(PRIVATE_STOP_TIMEOUT, self.relays_ended()).await.is_err() {
+            tracing::warn!("the relay does not end; what it started is left to its leases");
+        }
+    }
+
+    async fn relays_ended(&mut self) {
+        for relay in &mut self.relays {
+            relay.ended().await;
+        }
+    }
+
     /// Ends it in order. Private chains end their blocks first.
     pub async fn stop(mut self) -> Result<()> {
         if self.kind == Kind::Private {
-            self.relays.iter().for_each(|relay| relay.stop(true));
-            let all = async {
-                for relay in &mut self.relays {
-                    relay.ended().await;
-                }
-            };
-            if tokio::time::timeout(PRIVATE_STOP_TIMEOUT, all).await.is_err() {
-                tracing::warn!("the relay does not end; what it started is left to its leases");
-            }
+            self.end_relays(Duration::ZERO).await;
         }
         let Chain { broker, http, reactor, .. } = self;
         let ended = tokio::task::spawn_blocking(move || {
@@ -205,13 +218,26 @@ fn relay_options(
         local_dir: None,
         python: endpoint.python.clone(),
         slots,
-        listen: vec!["127.0.0.1".into()],
+        listen: listen_for_managers(endpoint)?,
         ports: None,
         user: user_name(),
         host: host.into(),
         takeover: false,
         alone,
     })
+}
+
+/// Addresses at which the managers of an endpoint find their relay: loopback where they all run on this host.
+fn listen_for_managers(endpoint: &EndpointConfig) -> Result<Vec<String>> {
+    if endpoint.launcher == "local" {
+        return Ok(vec!["127.0.0.1".into()]);
+    }
+    let found = pf_relay::addresses::private_addresses()
+        .map_err(|e| io_error("list the network interfaces of this host", e))?;
+    if found.is_empty() {
+        return Err(CliError::usage("this host has no private address at which its nodes could reach it"));
+    }
+    Ok(found)
 }
 
 fn relay_state(config: &Config, endpoint: &str) -> PathBuf {

@@ -67,6 +67,18 @@ async fn start(context: &Context, client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Lets a daemon that runs here read its configuration again: by a restart, over which jobs and blocks live on.
+pub async fn restart(context: &Context) -> Result<()> {
+    let client = Client::socket(&context.config.places.socket());
+    if !client.is_there().await {
+        return Ok(());
+    }
+    let pid = client.status().await?.pid;
+    client.shutdown(STOP_TIMEOUT).await?;
+    wait_for_end(pid).await?;
+    start(context, &client).await
+}
+
 /// This binary again, in a session of its own, with nothing of ours open.
 fn spawn(context: &Context, log_path: &Path) -> Result<Child> {
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(log_path);

@@ -5,6 +5,8 @@ use crate::args::manage::{BlockArgs, EndpointAddArgs};
 use crate::args::{BlockVerb, EndpointVerb};
 use crate::client::{Again, Body, Client, escape};
 use crate::config::layers::{PROFILES, nearest_hint};
+use crate::config::register::{ENDPOINT_SECTION, KEYS, Key};
+use crate::config::value::Value;
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
 use crate::output::table::{count, table};
@@ -89,7 +91,10 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
             .hint(format!("see `pf endpoint show {}`", args.name)));
     }
     let path = context.surroundings.user_file_to_write(context.config_flag.as_deref())?;
-    let section = format!("\n[endpoints.{}]\nprofile = {:?}\n", args.name, args.profile);
+    let mut section = format!("\n[endpoints.{}]\nprofile = {:?}\n", args.name, args.profile);
+    for (key, value) in &args.set {
+        section.push_str(&setting_line(key, value)?);
+    }
     // The whole is loaded as it will be before a byte is written.
     let before = std::fs::read_to_string(&path).unwrap_or_default();
     crate::config::Settings::default().add_text(&format!("{before}{section}"), &path, false)?;
@@ -101,10 +106,20 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
     };
     write().map_err(|e| io_error(format!("write configuration {}", path.display()), e))?;
     done(context, &args.name, &format!("is written to {}", path.display()))?;
-    if Client::socket(&context.config.places.socket()).is_there().await {
-        context.output.say("the broker takes it up when it starts again: pf broker stop; pf broker start");
-    }
+    super::daemon::restart(context).await?;
     Ok(Exit::Ok)
+}
+
+/// A line of the configuration, from `--set KEY=VALUE`.
+fn setting_line(key: &str, value: &str) -> Result<String> {
+    let settings = || KEYS.iter().filter(|k| k.section() == ENDPOINT_SECTION && k.short() != "profile");
+    let Some(found) = settings().find(|k| k.short() == key) else {
+        let error = CliError::usage(format!("--set {key}: endpoints have no such setting"));
+        return Err(error.hint(nearest_hint(key, settings().map(Key::short), "setting")));
+    };
+    let value = Value::from_text(value, found.kind)
+        .map_err(|why| CliError::usage(format!("--set {key}={value}: {key} {why}")))?;
+    Ok(format!("{key} = {value}\n"))
 }
 
 /// Rows of a list of endpoints.

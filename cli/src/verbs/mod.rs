@@ -9,6 +9,7 @@ mod jobs;
 mod manage;
 pub mod passed;
 mod run;
+mod run_place;
 mod serve;
 mod wait;
 

@@ -1,91 +1,142 @@
-//! `run`: broker, relay and workers for as long as the work takes, in a folder of their own.
+//! `run`: broker, relay and workers for as long as the work takes, in a folder of their own. In an allocation its nodes are the one block, and what
+//! is not done when its time is over can be gone on with in another.
 
 use super::chain::{Chain, Kind};
 use super::follow::print_log;
+use super::run_place::{self, RunPlace};
 use crate::Context;
+use crate::allocation::Allocation;
 use crate::args::RunArgs;
 use crate::client::Client;
+use crate::config::layers::DEFAULT_ENDPOINT;
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
-use crate::limits::{FOLLOW_EVERY, PROGRESS_EVERY};
+use crate::limits::{
+    FOLLOW_EVERY, GIVEN_UP_LOOK, OVERDUE, POLL_EVERY, PRIVATE_STOP_TIMEOUT, PROGRESS_EVERY,
+    WALLTIME_RESERVE_MS,
+};
 use crate::output::progress::Progress;
-use crate::output::summary::end_lines;
+use crate::output::summary::{counts_words, end_lines};
+use crate::output::table::count;
 use crate::submit::{Here, Work, resolve, send};
+use crate::units::show_us;
 use pf_protocol::JobId;
 use pf_protocol::api::{CancelRequest, JobState, JobSummary, OutcomeLine};
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::cell::Cell;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
-/// The folder of one run: removed at the end, unless it was named by `--keep`.
-enum Root {
-    Kept(PathBuf),
-    Temporary(tempfile::TempDir),
-}
-
-impl Root {
-    fn new(keep: Option<&Path>) -> Result<Root> {
-        match keep {
-            Some(dir) => {
-                std::fs::create_dir_all(dir).map_err(|e| io_error(format!("make {}", dir.display()), e))?;
-                let dir = dir.canonicalize().map_err(|e| io_error(format!("find {}", dir.display()), e))?;
-                Ok(Root::Kept(dir))
-            }
-            None => {
-                let dir = tempfile::Builder::new().prefix("pf-run-").tempdir();
-                Ok(Root::Temporary(dir.map_err(|e| io_error("make a temporary folder", e))?))
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Root::Kept(path) => path,
-            Root::Temporary(dir) => dir.path(),
-        }
-    }
+/// How a run came to its end.
+enum Ended {
+    /// The job is over; the code is the one task's own, if it is one.
+    Over(JobSummary, Exit),
+    /// By Ctrl-C; the job is cancelled.
+    Interrupted(JobSummary),
+    /// Before that, and why; what runs may go on for `grace`.
+    Early { why: String, grace: Duration },
 }
 
 /// `pf run`.
 pub async fn run(context: &Context, args: &RunArgs) -> Result<Exit> {
     check(context, args)?;
-    let here = Here::new(&context.surroundings.env, crate::config::layers::DEFAULT_ENDPOINT)?;
-    let work = resolve(&args.work, &here)?;
-    let root = Root::new(args.keep.as_deref())?;
-    let config = context.config.private(root.path(), args.workers)?;
+    let here_alone = args.local || args.workers.is_some();
+    let allocation = if here_alone { None } else { run_place::allocation(context, args.time_left)? };
+    let work = match &args.resume {
+        None => Some(resolve(&args.work, &Here::new(&context.surroundings.env, DEFAULT_ENDPOINT)?)?),
+        Some(_) => None,
+    };
+    let place = RunPlace::new(context, args, allocation.as_ref())?;
+    let config = context.config.private(place.places(), args.workers, allocation.as_ref());
+    let usable = allocation.as_ref().and_then(Allocation::usable_ms).map(Duration::from_millis);
+    if let Some(allocation) = &allocation {
+        announce(context, allocation, &place);
+    }
     config.places.prepare()?;
-    let chain = Chain::start(&config, Kind::Private)?;
+    let mut chain = Chain::start(&config, Kind::Private)?;
     let client = Client::socket(&config.places.socket());
-    let single = work.count == 1;
-    let result = tokio::select! {
-        result = work_to_the_end(context, args, &client, work) => result,
-        result = interrupted(context, &client) => result,
+    let seen = Cell::new(0);
+    let result = {
+        let mut working = pin!(work_to_the_end(context, args, &client, work, &seen));
+        let ended = tokio::select! {
+            result = &mut working => result,
+            result = interrupted(context, &client) => result.map(Ended::Interrupted),
+            result = must_end(&client, usable) => result,
+        };
+        match ended {
+            // What ends meanwhile is still shown.
+            Ok(Ended::Early { why, grace }) => tokio::select! {
+                result = &mut working => result,
+                result = end_early(&mut chain, &client, why, grace, &seen) => result,
+            },
+            other => other,
+        }
     };
-    // What runs is ended, and its folder goes, also after an error.
+    let job = match &result {
+        Ok(Ended::Early { .. }) => client.jobs("limit=1").await.ok().and_then(|jobs| jobs.into_iter().next()),
+        _ => None,
+    };
+    // What runs is ended, and its folder goes, also after an error; but not while there is work to go on with.
     let stopped = chain.stop().await;
-    if let Root::Temporary(dir) = root {
-        let path = dir.path().to_path_buf();
-        dir.close().map_err(|e| io_error(format!("remove {}", path.display()), e))?;
-    }
-    let (job, exit) = result?;
+    let how = place.how_to_go_on();
+    place.close(matches!(result, Ok(Ended::Over(..) | Ended::Interrupted(_))) || how.is_none())?;
+    let exit = tell(context, result?, job, how)?;
     stopped?;
-    if context.output.json {
-        context.output.json(&job)?;
+    Ok(exit)
+}
+
+/// What became of it all, in words and as a code.
+fn tell(
+    context: &Context,
+    ended: Ended,
+    unfinished: Option<JobSummary>,
+    how: Option<String>,
+) -> Result<Exit> {
+    let output = &context.output;
+    match ended {
+        Ended::Over(job, exit) => {
+            if output.json {
+                output.json(&job)?;
+            }
+            Ok(if job.state == JobState::Ok { Exit::Ok } else { exit })
+        }
+        Ended::Interrupted(job) => {
+            if output.json {
+                output.json(&job)?;
+            }
+            end_lines(&job).iter().for_each(|line| output.say(line));
+            Ok(Exit::Interrupted)
+        }
+        Ended::Early { why, .. } => {
+            let job = unfinished.ok_or_else(|| {
+                CliError::new(Exit::Unfinished, format!("{why}, before the job was accepted"))
+            })?;
+            if output.json {
+                output.json(&job)?;
+            }
+            let left = job.counts.total.saturating_sub(over(&job));
+            output.say(format!(
+                "{}: {}; {} not done: {why}",
+                job.job,
+                counts_words(&job.counts),
+                count(left, "task")
+            ));
+            how.iter().for_each(|how| output.say(format!("hint: go on with {how}")));
+            Ok(Exit::Unfinished)
+        }
     }
-    let Some(exit) = exit else {
-        end_lines(&job).iter().for_each(|line| context.output.say(line));
-        return Ok(Exit::Interrupted);
-    };
-    Ok(match (job.state, single) {
-        (JobState::Ok, _) => Exit::Ok,
-        (_, true) => exit,
-        (_, false) => Exit::TasksFailed,
-    })
+}
+
+/// Tasks that have ended.
+fn over(job: &JobSummary) -> u64 {
+    let counts = &job.counts;
+    counts.ok + counts.failed + counts.cancelled
 }
 
 fn check(context: &Context, args: &RunArgs) -> Result<()> {
     let wants =
         |what: &str| CliError::usage(format!("pf run has no {what}: it serves itself")).hint("use pf submit");
-    if args.work.endpoint.as_deref().is_some_and(|e| e != crate::config::layers::DEFAULT_ENDPOINT) {
+    if args.work.endpoint.as_deref().is_some_and(|e| e != DEFAULT_ENDPOINT) {
         return Err(wants("endpoints"));
     }
     if !args.work.after.is_empty() {
@@ -97,29 +148,106 @@ fn check(context: &Context, args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// Submits, shows what comes, and waits. The code is the one task's own, if it is one.
+fn announce(context: &Context, allocation: &Allocation, place: &RunPlace) {
+    let left = match allocation.left_ms {
+        Some(ms) => format!("{} left", show_us(ms * 1_000)),
+        None => "its end is not known here, --time-left TIME would tell".into(),
+    };
+    context.output.say(format!(
+        "job {}: {}, {left}; log and results are in {} until all is done",
+        allocation.id,
+        count(u64::from(allocation.nodes), "node"),
+        place.root().display(),
+    ));
+}
+
+/// Comes when the run must end before its work has: its time is over, it is told to by a signal, or there is no way to go on.
+async fn must_end(client: &Client, usable: Option<Duration>) -> Result<Ended> {
+    let began = Instant::now();
+    let (least, most) = WALLTIME_RESERVE_MS;
+    let reserve = usable.map_or(0, |usable| (usable.as_millis() as u64 / 10).clamp(least, most));
+    let time_is_over = async {
+        match usable {
+            Some(usable) => tokio::time::sleep(usable.saturating_sub(Duration::from_millis(reserve))).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
+    let early = |why: &str, grace| Ended::Early { why: why.into(), grace };
+    tokio::select! {
+        () = time_is_over => {
+            let grace = usable.unwrap_or_default().saturating_sub(began.elapsed()) + OVERDUE;
+            Ok(early("the time of the allocation is over", grace))
+        }
+        _ = terminated.recv() => Ok(early("told to end by SIGTERM", Duration::ZERO)),
+        why = given_up(client) => Ok(early(&why, Duration::ZERO)),
+    }
+}
+
+/// Comes when the endpoint has paused itself, since its blocks end before they have begun.
+async fn given_up(client: &Client) -> String {
+    loop {
+        tokio::time::sleep(GIVEN_UP_LOOK).await;
+        // While broker and relay begin there is nothing to see; a broker that is gone is told of by who waits for the work.
+        let row = client.endpoint(DEFAULT_ENDPOINT).await.ok();
+        if let Some(why) = row.and_then(|row| row.report).and_then(|report| report.paused) {
+            return why;
+        }
+    }
+}
+
+/// Ends relay and block, and waits until what has ended by then is shown.
+async fn end_early(
+    chain: &mut Chain,
+    client: &Client,
+    why: String,
+    grace: Duration,
+    seen: &Cell<u64>,
+) -> Result<Ended> {
+    chain.end_relays(grace).await;
+    let all = client.jobs("limit=1").await?.first().map_or(0, over);
+    let give_up = Instant::now() + PRIVATE_STOP_TIMEOUT;
+    while seen.get() < all && Instant::now() < give_up {
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    Ok(Ended::Early { why, grace })
+}
+
+/// Submits, or finds what was submitted; shows what comes, and waits. `seen` counts the outcomes that were shown.
 async fn work_to_the_end(
     context: &Context,
     args: &RunArgs,
     client: &Client,
-    work: Work,
-) -> Result<(JobSummary, Option<Exit>)> {
-    let single = work.count == 1;
-    let reply = send(client, work).await?;
+    work: Option<Work>,
+    seen: &Cell<u64>,
+) -> Result<Ended> {
+    let (job, tasks, shown_before) = match work {
+        Some(work) => {
+            let reply = send(client, work).await?;
+            (reply.job, u64::from(reply.tasks), 0)
+        }
+        None => {
+            let jobs = client.jobs("limit=1").await?;
+            let none = || CliError::new(Exit::NotFound, "the run that is to go on had no job");
+            let job = jobs.first().ok_or_else(none)?;
+            (job.job, job.counts.total, over(job))
+        }
+    };
     let printing = !args.no_output && !context.output.json;
-    if single {
-        let label = client.one_label(crate::args::TaskRef { job: reply.job, label: None }).await?;
-        let job = single_to_the_end(context, client, reply.job, label, printing).await?;
-        let row = client.task(reply.job, label).await?;
+    if tasks == 1 {
+        let label = client.one_label(crate::args::TaskRef { job, label: None }).await?;
+        let summary = single_to_the_end(context, client, job, label, printing).await?;
+        seen.set(1);
+        let row = client.task(job, label).await?;
         let code = match (row.exit, row.signal) {
             (Some(exit), _) => Exit::Task((exit & 0xff) as u8),
             (None, Some(signal)) => Exit::Task(128u8.wrapping_add(signal as u8)),
             (None, None) => Exit::TasksFailed,
         };
-        return Ok((job, Some(code)));
+        return Ok(Ended::Over(summary, code));
     }
-    let job = many_to_the_end(context, client, reply.job, u64::from(reply.tasks), printing).await?;
-    Ok((job, Some(Exit::TasksFailed)))
+    let many = Many { context, client, job, tasks, shown_before, printing };
+    Ok(Ended::Over(many.to_the_end(seen).await?, Exit::TasksFailed))
 }
 
 /// One task: its output as it comes.
@@ -149,35 +277,42 @@ async fn single_to_the_end(
 }
 
 /// Many tasks: the output of each when it has ended, a bar meanwhile, and what became of them.
-async fn many_to_the_end(
-    context: &Context,
-    client: &Client,
+struct Many<'a> {
+    context: &'a Context,
+    client: &'a Client,
     job: JobId,
-    total: u64,
+    tasks: u64,
+    /// Outcomes of an earlier run, which showed them.
+    shown_before: u64,
     printing: bool,
-) -> Result<JobSummary> {
-    let progress = Progress::new(&context.output, total);
-    let mut lines = client.lines(&format!("/v1/outcomes?job={job}&follow=1&format=json")).await?;
-    let (mut seen, mut next_look) = (0, Instant::now());
-    while seen < total {
-        let Some(line) = lines.next::<OutcomeLine>().await? else { break };
-        seen += 1;
-        if printing {
-            let mut log = Vec::new();
-            collect_log(client, job, line.row.label, &mut log).await?;
-            progress.aside(|| print_all(context, &log))?;
+}
+
+impl Many<'_> {
+    async fn to_the_end(&self, seen: &Cell<u64>) -> Result<JobSummary> {
+        let Many { context, client, job, .. } = *self;
+        let progress = Progress::new(&context.output, self.tasks);
+        let mut lines = client.lines(&format!("/v1/outcomes?job={job}&follow=1&format=json")).await?;
+        let mut next_look = Instant::now();
+        while seen.get() < self.tasks {
+            let Some(line) = lines.next::<OutcomeLine>().await? else { break };
+            if self.printing && seen.get() >= self.shown_before {
+                let mut log = Vec::new();
+                collect_log(client, job, line.row.label, &mut log).await?;
+                progress.aside(|| print_all(context, &log))?;
+            }
+            seen.set(seen.get() + 1);
+            if progress.is_shown() && Instant::now() >= next_look {
+                progress.set(&client.job(job).await?.counts);
+                next_look = Instant::now() + PROGRESS_EVERY;
+            }
         }
-        if progress.is_shown() && Instant::now() >= next_look {
-            progress.set(&client.job(job).await?.counts);
-            next_look = Instant::now() + PROGRESS_EVERY;
+        let summary = client.wait(job, None).await?;
+        progress.clear();
+        if !context.output.json {
+            end_lines(&summary).iter().for_each(|line| context.output.say(line));
         }
+        Ok(summary)
     }
-    let summary = client.wait(job, None).await?;
-    progress.clear();
-    if !context.output.json {
-        end_lines(&summary).iter().for_each(|line| context.output.say(line));
-    }
-    Ok(summary)
 }
 
 async fn collect_log(client: &Client, job: JobId, label: u64, into: &mut Vec<(u8, String)>) -> Result<()> {
@@ -198,7 +333,7 @@ fn print_all(context: &Context, log: &[(u8, String)]) -> Result<()> {
 }
 
 /// Ctrl-C: everything is cancelled and cleaned up. A second one kills.
-async fn interrupted(context: &Context, client: &Client) -> Result<(JobSummary, Option<Exit>)> {
+async fn interrupted(context: &Context, client: &Client) -> Result<JobSummary> {
     tokio::signal::ctrl_c().await.map_err(|e| io_error("watch for Ctrl-C", e))?;
     context.output.say("\ncancelling; Ctrl-C again kills");
     let cancelling = async {
@@ -211,7 +346,7 @@ async fn interrupted(context: &Context, client: &Client) -> Result<(JobSummary, 
         client.wait(job, None).await
     };
     tokio::select! {
-        job = cancelling => Ok((job?, None)),
+        job = cancelling => job,
         second = tokio::signal::ctrl_c() => {
             second.map_err(|e| io_error("watch for Ctrl-C", e))?;
             Err(CliError::new(Exit::Interrupted, "killed"))

@@ -2,10 +2,13 @@
 //! order, when its standard input does (the program closed it or is gone), when the parent is gone, or at SIGTERM.
 
 use super::chain::{Chain, Kind};
+use super::run_place::below_a_shared_folder;
 use crate::Context;
 use crate::args::ServeArgs;
+use crate::config::Places;
 use crate::error::{Result, io_error};
 use crate::exit::Exit;
+use serde_json::json;
 use std::io::Read;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,11 +20,23 @@ const PARENT_LOOK: Duration = Duration::from_secs(1);
 pub async fn serve(context: &Context, args: &ServeArgs) -> Result<Exit> {
     std::fs::create_dir_all(&args.dir).map_err(|e| io_error(format!("make {}", args.dir.display()), e))?;
     let root = args.dir.canonicalize().map_err(|e| io_error(format!("find {}", args.dir.display()), e))?;
-    let config = context.config.private(&root, args.workers)?;
+    let allocation = match args.workers {
+        None => super::run_place::allocation(context, None)?,
+        Some(_) => None,
+    };
+    let mut places = Places::below(&root);
+    let shared = allocation.as_ref().map(|found| below_a_shared_folder(context, found)).transpose()?;
+    if let Some(shared) = &shared {
+        let below = Places::below(shared);
+        (places.shared, places.output) = (below.shared, below.output);
+    }
+    let config = context.config.private(places, args.workers, allocation.as_ref());
     config.places.prepare()?;
     let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
     let mut chain = Chain::start(&config, Kind::Private)?;
-    context.output.json(&serde_json::json!({"socket": config.places.socket()}))?;
+    context.output.json(
+        &json!({"socket": config.places.socket(), "nodes": allocation.map_or(1, |found| found.nodes)}),
+    )?;
     tokio::select! {
         () = chain.ended() => {}
         () = end_of_stdin() => {}
@@ -30,8 +45,11 @@ pub async fn serve(context: &Context, args: &ServeArgs) -> Result<Exit> {
         // A Ctrl-C in the terminal reaches this process too; the program decides what it means.
         () = ignore_interrupts() => {}
     }
-    chain.stop().await?;
-    Ok(Exit::Ok)
+    let stopped = chain.stop().await;
+    if let Some(shared) = shared {
+        std::fs::remove_dir_all(&shared).map_err(|e| io_error(format!("remove {}", shared.display()), e))?;
+    }
+    stopped.map(|()| Exit::Ok)
 }
 
 /// A thread of its own reads: a read that waits in the runtime would keep it from ending.
