@@ -49,6 +49,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Completions { shell } => return completions(*shell).map(Exit::into),
         Verb::Pilot(passed) => return verbs::passed::pilot(&passed.args),
         Verb::Manager(passed) => return verbs::passed::manager(&passed.args),
+        Verb::Rank(passed) => return Ok(pf_pilot::rank_main(&passed.args)),
         Verb::Local(passed) => return Ok(verbs::passed::local(&passed.args)),
         _ => {}
     }

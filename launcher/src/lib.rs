@@ -2,16 +2,24 @@
 //!
 //! Each way (`local`, `srun`, ..) is one implementation of [`Launcher`]; the ticket names which one.
 
+mod each;
 pub mod hostlist;
 pub mod limits;
 mod local;
+mod mpiexec;
 pub mod nodelist;
+mod plan;
+pub mod ranks;
 mod srun;
+mod vendor;
 
+pub use each::Each;
 pub use local::Local;
+pub use mpiexec::Mpiexec;
+pub use plan::{BlockNode, Launch, LaunchPlan, RankNode, RankPlan, RankShare, decode_share, shares};
 pub use srun::Srun;
+pub use vendor::{Aprun, Ibrun, Jsrun};
 
-use limits::NODES_MAX;
 use std::collections::BTreeMap;
 
 /// Why a launcher cannot do what is asked.
@@ -28,6 +36,22 @@ pub enum LauncherError {
     /// The environment of the pilot does not say which nodes the block has.
     #[error("find the nodes of the block: {0}")]
     NoNodes(String),
+    /// Several ranks need a launcher of MPI programs.
+    #[error(
+        "launcher {0} starts one process a node; a program of several ranks needs the launcher of an MPI (srun, openmpi, hydra, ..)"
+    )]
+    NoRanks(&'static str),
+    /// Launchers place by one number of ranks a node.
+    #[error("each node of a program needs the same number of ranks, at least 1")]
+    UnevenRanks,
+    /// The nodes of a program cannot be named to this launcher.
+    #[error("launcher {launcher} cannot start a program there: {why}")]
+    Nodes {
+        /// Its name.
+        launcher: &'static str,
+        /// What is wrong with them.
+        why: String,
+    },
     /// More nodes were asked for than this launcher can reach.
     #[error("launcher {launcher} starts {has} node(s), the block has {wants}")]
     TooManyNodes {
@@ -53,36 +77,14 @@ pub struct Place {
     pub node_file: Option<String>,
 }
 
-/// What is to run once on each node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaunchPlan {
-    /// Program and arguments. `{node}` becomes the node's number, or, where one command starts them all, the name of the variable in which
-    /// each process finds it.
-    pub argv: Vec<String>,
-    /// The nodes, as [`Launcher::nodes`] named them.
-    pub nodes: Vec<String>,
-    /// Variables that each process must have, beside those that the launcher passes on.
-    pub env: BTreeMap<String, String>,
-}
-
-/// One process that the pilot starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Launch {
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// Variables to set on top of the pilot's own.
-    pub env: BTreeMap<String, String>,
-    /// Variables to take away (inherited step variables confuse nested launchers).
-    pub env_remove: Vec<String>,
-    /// Numbers of the nodes whose managers live below this process: if it ends, they have ended.
-    pub nodes: Vec<u16>,
-}
-
 /// Signals to a launched process, by which what runs below it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
-    /// Reaches every process that was started, and asks it to end in its own time.
-    pub drain: i32,
+    /// Reaches every process that was started, and asks it to end in its own time. None: no signal does; managers are then reached by their relay alone, or
+    /// by the end of their standard input ([`Launcher::tethers`]).
+    pub drain: Option<i32>,
+    /// The same for one that has more time, where the launcher passes on a second signal; else as `drain`.
+    pub warn: Option<i32>,
     /// Ends them all now. SIGKILL follows if it does not.
     pub kill: i32,
 }
@@ -92,8 +94,14 @@ impl Stop {
     pub const KILL: i32 = 9;
     /// SIGUSR1 of Linux where Pilotfish runs: not on MIPS and SPARC.
     pub const USR1: i32 = 10;
+    /// SIGUSR2, likewise.
+    pub const USR2: i32 = 12;
     /// SIGTERM of Linux.
     pub const TERM: i32 = 15;
+
+    /// What most launchers do: SIGTERM makes them kill, SIGUSR1 and SIGUSR2 are passed on.
+    const PASSES_USER_SIGNALS: Stop =
+        Stop { drain: Some(Stop::USR1), warn: Some(Stop::USR2), kill: Stop::TERM };
 }
 
 /// One way to start processes across nodes.
@@ -107,11 +115,21 @@ pub trait Launcher: Send + Sync {
     /// Whether a second launch (an MPI program) can run beside the managers.
     fn coexists(&self) -> bool;
 
-    /// Names of the block's nodes. Number `n` of the result is node `n` everywhere.
+    /// Whether processes get the pilot's environment. Where they do not, the pilot leaves it in a file for the managers.
+    fn passes_environment(&self) -> bool {
+        true
+    }
+
+    /// Whether a process notices by its standard input that it was let go: the pilot then holds the other end of it.
+    fn tethers(&self) -> bool {
+        false
+    }
+
+    /// The block's nodes. Number `n` of the result is node `n` everywhere.
     ///
     /// # Errors
     /// When the environment does not say, or says something that is not understood.
-    fn nodes(&self, place: &Place) -> Result<Vec<String>, LauncherError> {
+    fn nodes(&self, place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
         nodelist::nodes(place)
     }
 
@@ -121,28 +139,61 @@ pub trait Launcher: Send + Sync {
     /// When the launcher cannot reach that many nodes.
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError>;
 
+    /// The process that runs a program of several ranks. It ends with the exit code of a rank that failed, if one did: the highest or the
+    /// first, as the launcher has it.
+    ///
+    /// # Errors
+    /// When this launcher cannot, or not on these nodes.
+    fn ranks(&self, plan: &RankPlan) -> Result<Launch, LauncherError>;
+
     /// How what was launched is ended.
     fn stop(&self) -> Stop;
 }
 
+/// Variable in which a process that was started for one node finds the scheduler's name of it. Processes that one command started on all nodes do not have it.
+pub const NODE_NAME_VARIABLE: &str = "PF_NODE_NAME";
+
 /// Names of all launchers, as tickets and profiles have them.
-pub const NAMES: [&str; 2] = ["local", "srun"];
+pub const NAMES: [&str; 14] = [
+    "local",
+    "srun",
+    "openmpi",
+    "openmpi5",
+    "hydra",
+    "intelmpi",
+    "pals",
+    "jsrun",
+    "aprun",
+    "ibrun",
+    "pbsdsh",
+    "pbs_tmrsh",
+    "blaunch",
+    "ssh",
+];
 
 /// The launcher of this name, one of [`NAMES`].
 ///
 /// # Errors
 /// When there is none.
 pub fn launcher(name: &str) -> Result<Box<dyn Launcher>, LauncherError> {
-    match name {
-        "local" => Ok(Box::new(Local)),
-        "srun" => Ok(Box::new(Srun)),
-        _ => Err(LauncherError::Unknown { name: name.into(), known: NAMES.join(", ") }),
-    }
+    Ok(match name {
+        "local" => Box::new(Local),
+        "srun" => Box::new(Srun),
+        "openmpi" => Box::new(Mpiexec::OpenMpi4),
+        "openmpi5" => Box::new(Mpiexec::OpenMpi5),
+        "hydra" => Box::new(Mpiexec::Hydra),
+        "intelmpi" => Box::new(Mpiexec::Intel),
+        "pals" => Box::new(Mpiexec::Pals),
+        "jsrun" => Box::new(Jsrun),
+        "aprun" => Box::new(Aprun),
+        "ibrun" => Box::new(Ibrun),
+        "pbsdsh" => Box::new(Each::Pbsdsh),
+        "pbs_tmrsh" => Box::new(Each::Tmrsh),
+        "blaunch" => Box::new(Each::Blaunch),
+        "ssh" => Box::new(Each::Ssh),
+        _ => return Err(LauncherError::Unknown { name: name.into(), known: NAMES.join(", ") }),
+    })
 }
 
-/// Numbers of all `nodes`.
-fn node_numbers(launcher: &'static str, nodes: &[String]) -> Result<Vec<u16>, LauncherError> {
-    let too_many = |_| LauncherError::TooManyNodes { launcher, has: NODES_MAX, wants: nodes.len() };
-    let count = u16::try_from(nodes.len()).map_err(too_many)?;
-    Ok((0..count).collect())
-}
+#[cfg(test)]
+mod tests;

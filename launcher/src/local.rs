@@ -1,7 +1,9 @@
 //! The node on which the pilot runs, and no other: one manager, spawned directly.
 
 use crate::limits::NODES_MAX;
-use crate::{Launch, LaunchPlan, Launcher, LauncherError, Place, Stop, node_numbers};
+use crate::{
+    BlockNode, Launch, LaunchPlan, Launcher, LauncherError, NODE_NAME_VARIABLE, Place, RankPlan, Stop,
+};
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,61 +23,30 @@ impl Launcher for Local {
         true
     }
 
-    fn nodes(&self, place: &Place) -> Result<Vec<String>, LauncherError> {
+    fn nodes(&self, place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
         let (host, asked) = (&place.host, place.asked);
         // Several "nodes" of one machine let a whole block be tried without a cluster; each gets a manager.
         let name = |n: u32| if asked == 1 { host.clone() } else { format!("{host}.{n}") };
         if asked == 0 || asked as usize > NODES_MAX {
             return Err(LauncherError::NoNodes(format!("a block of {asked} nodes cannot be")));
         }
-        Ok((0..asked).map(name).collect())
+        Ok((0..asked).map(|n| BlockNode { name: name(n), first_slot: n as usize }).collect())
     }
 
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {
-        let one = |node: u16| Launch {
-            argv: plan.argv.iter().map(|a| a.replace("{node}", &node.to_string())).collect(),
-            env: plan.env.clone(),
-            env_remove: Vec::new(),
-            nodes: vec![node],
+        let one = |(node, number): (&BlockNode, u16)| {
+            let mut env = plan.env.clone();
+            env.insert(NODE_NAME_VARIABLE.into(), node.name.clone());
+            Launch { argv: plan.argv_for(&number.to_string()), env, nodes: vec![number], ..Launch::default() }
         };
-        Ok(node_numbers("local", &plan.nodes)?.into_iter().map(one).collect())
+        Ok(plan.nodes.iter().zip(plan.numbers("local")?).map(one).collect())
+    }
+
+    fn ranks(&self, _: &RankPlan) -> Result<Launch, LauncherError> {
+        Err(LauncherError::NoRanks("local"))
     }
 
     fn stop(&self) -> Stop {
-        Stop { drain: Stop::TERM, kill: Stop::KILL }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::launcher;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn one_manager_a_node_is_spawned_directly() {
-        let local = launcher("local").unwrap();
-        let place = |asked| Place { host: "here".into(), asked, ..Place::default() };
-        assert_eq!(local.nodes(&place(1)).unwrap(), ["here"]);
-        let argv = ["pf", "manager", "--node", "{node}"].map(String::from).to_vec();
-        let two = local.nodes(&place(2)).unwrap();
-        let launches = local.launch(&LaunchPlan { argv, nodes: two, env: BTreeMap::new() }).unwrap();
-        assert_eq!(launches.len(), 2);
-        assert_eq!(launches[1].argv, ["pf", "manager", "--node", "1"]);
-        assert_eq!(launches[1].nodes, [1]);
-        assert!(local.nodes(&place(0)).is_err());
-    }
-
-    #[test]
-    fn every_name_is_a_launcher_of_that_name() {
-        for name in crate::NAMES {
-            assert_eq!(launcher(name).unwrap().name(), name);
-        }
-    }
-
-    #[test]
-    fn an_unknown_launcher_is_named() {
-        let error = launcher("srunn").err().unwrap().to_string();
-        assert!(error.contains("srunn") && error.contains("local, srun"), "{error}");
+        Stop { drain: Some(Stop::TERM), warn: Some(Stop::USR2), kill: Stop::KILL }
     }
 }

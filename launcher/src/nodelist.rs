@@ -3,7 +3,7 @@
 
 use crate::hostlist::expand;
 use crate::limits::{NODE_LIST_BYTES_MAX, NODES_MAX};
-use crate::{LauncherError, Place};
+use crate::{BlockNode, LauncherError, Place};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Variables that name a file of the job's nodes, one a line, repeated for each slot (PBS, LSF, Cobalt on clusters).
@@ -18,20 +18,24 @@ pub fn node_file(env: &BTreeMap<String, String>) -> Option<&str> {
     FILE_VARIABLES.iter().find_map(|name| env.get(*name)).map(String::as_str)
 }
 
-/// Names of the job's nodes in the scheduler's order, each once.
+/// The job's nodes in the scheduler's order, each once.
 ///
 /// # Errors
 /// When nothing in the environment says it, or says it in a way that is not understood.
-pub fn nodes(place: &Place) -> Result<Vec<String>, LauncherError> {
+pub fn nodes(place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
     let (source, names) = listed(place)?;
     let mut seen = BTreeSet::new();
-    let names: Vec<String> = names.into_iter().filter(|name| seen.insert(name.clone())).collect();
-    match names.len() {
+    let slots = names.into_iter().enumerate();
+    let nodes: Vec<BlockNode> = slots
+        .filter(|(_, name)| seen.insert(name.clone()))
+        .map(|(first_slot, name)| BlockNode { name, first_slot })
+        .collect();
+    match nodes.len() {
         0 => Err(LauncherError::NoNodes(format!("{source} is empty"))),
         count if count > NODES_MAX => {
             Err(LauncherError::NoNodes(format!("{source} names {count} nodes, at most {NODES_MAX} can be")))
         }
-        _ => Ok(names),
+        _ => Ok(nodes),
     }
 }
 
@@ -94,7 +98,17 @@ mod tests {
     fn found(env: &[(&str, &str)], file: Option<&str>) -> String {
         let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let place = Place { env, host: "here".into(), asked: 1, node_file: file.map(String::from) };
-        nodes(&place).map_or_else(|e| format!("error: {e}"), |names| names.join(" "))
+        let names =
+            |nodes: Vec<BlockNode>| nodes.into_iter().map(|node| node.name).collect::<Vec<_>>().join(" ");
+        nodes(&place).map_or_else(|e| format!("error: {e}"), names)
+    }
+
+    #[test]
+    fn the_first_line_of_a_node_is_known() {
+        let env = BTreeMap::from([("PBS_NODEFILE".into(), "/f".into())]);
+        let place = Place { env, node_file: Some("a\na\nb\nb\na\n".into()), ..Place::default() };
+        let slots: Vec<usize> = nodes(&place).unwrap().iter().map(|node| node.first_slot).collect();
+        assert_eq!(slots, [0, 2]);
     }
 
     #[test]

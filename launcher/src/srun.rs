@@ -1,6 +1,6 @@
 //! Slurm's own launcher. Seen working on Slurm 22.05; options after its man page.
 
-use crate::{Launch, LaunchPlan, Launcher, LauncherError, Stop, node_numbers};
+use crate::{Launch, LaunchPlan, Launcher, LauncherError, RankPlan, Stop};
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
@@ -74,13 +74,11 @@ const REMOVED: [&str; 59] = [
 
 /// What each step of ours has in common. `--overlap` shares CPUs, memory and GPUs with other steps: a program of many ranks can run
 /// beside the managers. Without `--exact` (and `-c`, which implies it) and with `--mem=0` a step may use all that the job has on its nodes;
-/// without an option for GPUs it sees all of the job's. `--wait=0` and `--kill-on-bad-exit=0`: when one task ends the others go on; `--no-kill`:
-/// also when a node fails.
-const SHARED: [&str; 9] = [
+/// without an option for GPUs it sees all of the job's. Managers have besides `--wait=0` and `--kill-on-bad-exit=0`: when one ends the others go on; and
+/// `--no-kill`: also when a node fails.
+const SHARED: [&str; 7] = [
     "--overlap",
     "--mem=0",
-    "--wait=0",
-    "--no-kill",
     "--cpu-bind=none",
     "--mem-bind=none",
     "--export=ALL",
@@ -102,48 +100,44 @@ impl Launcher for Srun {
     }
 
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {
-        let count = plan.nodes.len();
-        let mut argv = vec!["srun".to_string(), format!("--nodes={count}"), format!("--ntasks={count}")];
-        argv.extend(SHARED.map(String::from));
-        argv.extend(
-            ["--ntasks-per-node=1", "--kill-on-bad-exit=0", "--mpi=none", "--label"].map(String::from),
-        );
-        argv.extend(plan.argv.iter().map(|arg| arg.replace("{node}", "SLURM_NODEID")));
-        let env_remove = REMOVED.map(String::from).to_vec();
-        Ok(vec![Launch {
-            argv,
-            env: plan.env.clone(),
-            env_remove,
-            nodes: node_numbers("srun", &plan.nodes)?,
-        }])
+        let mut argv = step(plan.nodes.len(), plan.nodes.len());
+        let own =
+            ["--ntasks-per-node=1", "--wait=0", "--no-kill", "--kill-on-bad-exit=0", "--mpi=none", "--label"];
+        argv.extend(own.map(String::from));
+        argv.extend(plan.argv_for("SLURM_NODEID"));
+        let (env, nodes) = (plan.env.clone(), plan.numbers(self.name())?);
+        Ok(vec![Launch { argv, env, env_remove: removed(), nodes, file: None }])
     }
 
-    /// SIGTERM makes srun kill its tasks at once, SIGUSR1 it passes on (both seen).
-    fn stop(&self) -> Stop {
-        Stop { drain: Stop::USR1, kill: Stop::TERM }
+    fn ranks(&self, plan: &RankPlan) -> Result<Launch, LauncherError> {
+        let per_node = plan.per_node()?;
+        let mut argv = step(plan.nodes.len(), plan.nodes.len() * per_node);
+        argv.push(format!("--ntasks-per-node={per_node}"));
+        argv.push(format!("--nodelist={}", plan.names()));
+        argv.push("--kill-on-bad-exit=1".into());
+        argv.extend(plan.shimmed("slurm")?);
+        Ok(Launch { argv, env: plan.env.clone(), env_remove: removed(), ..Launch::default() })
     }
+
+    fn stop(&self) -> Stop {
+        Stop::PASSES_USER_SIGNALS
+    }
+}
+
+/// The command of a step, as far as all of ours have it in common.
+fn step(nodes: usize, tasks: usize) -> Vec<String> {
+    let mut argv = vec!["srun".to_string(), format!("--nodes={nodes}"), format!("--ntasks={tasks}")];
+    argv.extend(SHARED.map(String::from));
+    argv
+}
+
+fn removed() -> Vec<String> {
+    REMOVED.map(String::from).to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn one_command_starts_one_manager_a_node() {
-        let plan = LaunchPlan {
-            argv: ["/s/bin/pf", "manager", "--ticket", "/s/b7/ticket.json", "--node", "{node}"]
-                .map(String::from)
-                .to_vec(),
-            nodes: ["n1", "n2", "n3"].map(String::from).to_vec(),
-            env: BTreeMap::from([("PF_WALLTIME_LEFT_MS".into(), "1000".into())]),
-        };
-        let launches = Srun.launch(&plan).unwrap();
-        assert_eq!(launches.len(), 1);
-        assert_eq!(launches[0].nodes, [0, 1, 2]);
-        assert_eq!(launches[0].env, plan.env);
-        insta::assert_snapshot!(launches[0].argv.join("\n"));
-    }
 
     #[test]
     fn what_finds_the_job_is_left_and_what_shapes_a_step_is_taken_away() {
@@ -157,8 +151,6 @@ mod tests {
         ] {
             assert!(!REMOVED.contains(&kept), "{kept}");
         }
-        let mut sorted = REMOVED;
-        sorted.sort_unstable();
-        assert_eq!(sorted, REMOVED);
+        assert!(REMOVED.is_sorted());
     }
 }

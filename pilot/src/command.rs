@@ -2,6 +2,7 @@
 
 use crate::gpus::GpuEnv;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use pf_launcher::ranks::is_of_a_program;
 use pf_manager_core::StartCommand;
 use pf_protocol::job::{Body, Command as CommandBody, Environment};
 use pf_protocol::outcome::ErrorDetail;
@@ -36,7 +37,9 @@ pub(crate) struct Context {
 impl Context {
     /// The environment of this process, less what is for itself.
     pub fn own_env() -> Vec<(OsString, OsString)> {
-        std::env::vars_os().filter(|(name, _)| !name.as_bytes().starts_with(b"PF_")).collect()
+        let own =
+            |name: &OsString| name.as_bytes().starts_with(b"PF_") || is_of_a_program(&name.to_string_lossy());
+        std::env::vars_os().filter(|(name, _)| !own(name)).collect()
     }
 }
 

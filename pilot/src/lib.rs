@@ -1,12 +1,14 @@
 //! Shells of pilot and manager: processes, workers, topology, output, spool.
 //!
-//! `pf` calls [`pilot_main`] and [`manager_main`]; what they decide is in `pf-manager-core`.
+//! `pf` calls [`pilot_main`], [`manager_main`] and [`rank_main`]; what they decide is in `pf-manager-core`.
 
 mod capture;
 mod children;
 mod command;
+mod environment;
 mod files;
 mod gpus;
+mod launch;
 mod limits;
 mod manager;
 mod node;
@@ -16,13 +18,15 @@ mod output;
 mod pilot;
 mod polls;
 mod process;
+mod rank;
 mod spawn;
 mod ticket;
 pub mod topology;
 mod wire;
 mod worker;
 
-pub use manager::manager_main;
+pub use manager::{ManagerArgs, manager_main};
 pub use node_shape::local_capacity;
 pub use pilot::pilot_main;
+pub use rank::rank_main;
 pub use ticket::TicketError;

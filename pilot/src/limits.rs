@@ -54,6 +54,9 @@ pub(crate) const LAST_FILES: Duration = Duration::from_secs(5);
 /// Largest ticket file.
 pub(crate) const TICKET_BYTES_MAX: u64 = 64 << 10;
 
+/// Environment that a pilot leaves for its managers: as much as Linux lets a process have.
+pub(crate) const ENVIRONMENT_BYTES_MAX: u64 = 6 << 20;
+
 /// Highest CPU number that can be bound to: the size of a fixed `cpu_set_t`.
 pub(crate) const CPUS_MAX: u32 = 1_024;
 

@@ -6,15 +6,17 @@ use crate::limits::MANAGER_BEFORE_PILOT_MS;
 use crate::node::{ManagerNode, Parts};
 use crate::output::OutputLog;
 use crate::spawn::Spawners;
-use crate::{node_shape, process, ticket};
+use crate::{environment, node_shape, process, ticket};
+use pf_launcher::NODE_NAME_VARIABLE;
 use pf_link::Timing;
 use pf_manager_core::{ManagerConfig, ManagerCore};
 use pf_protocol::ManagerId;
 use pf_protocol::ticket::Ticket;
 use pf_transport::{Reactor, Waker, now_us};
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
@@ -24,14 +26,13 @@ const WORKER_PY: &str = include_str!("../../python/pilotfish/worker.py");
 /// Walltime that is left for a manager, milliseconds; set by the pilot.
 pub(crate) const WALLTIME_VARIABLE: &str = "PF_WALLTIME_LEFT_MS";
 
-/// Name of the manager's node; set by a pilot that starts several on one machine.
-pub(crate) const NODE_NAME_VARIABLE: &str = "PF_NODE_NAME";
-
 /// Why a manager cannot begin.
 #[derive(Debug, thiserror::Error)]
 enum ManagerError {
     #[error(transparent)]
     Ticket(#[from] ticket::TicketError),
+    #[error("--node takes a number or a variable that holds one, not {given:?}")]
+    Node { given: String },
     #[error("{what}")]
     Io { what: String, source: io::Error },
     #[error("start the manager's network")]
@@ -43,16 +44,64 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ManagerError {
     move |source| ManagerError::Io { what, source }
 }
 
-/// Runs a manager until its relay, its pilot or the walltime ends it. Exit code 0: all outcomes are confirmed or spooled. 1: it could not
-/// begin, and stderr says why.
-pub fn manager_main(ticket: &Path, node: u16) -> ExitCode {
-    process::exit_code("manager", run(ticket, node))
+/// What `pf manager` is called with.
+#[derive(Debug, Clone, Default)]
+pub struct ManagerArgs {
+    /// The ticket file.
+    pub ticket: PathBuf,
+    /// The node's number, or the variable in which the launcher says it.
+    pub node: String,
+    /// File with the pilot's environment, where the launcher does not pass it.
+    pub environment: Option<PathBuf>,
+    /// Whether the end of standard input is an order to end.
+    pub tether: bool,
 }
 
-fn run(ticket_path: &Path, node: u16) -> Result<(), ManagerError> {
+impl ManagerArgs {
+    /// The arguments without the environment, which is taken once.
+    fn again(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["manager".into(), "--ticket".into(), self.ticket.clone().into()];
+        args.extend(["--node".into(), self.node.clone().into()]);
+        args.extend(self.tether.then(|| "--tether".into()));
+        args
+    }
+}
+
+/// Runs a manager until its relay, its pilot or the walltime ends it. Exit code 0: all outcomes are confirmed or spooled. 1: it could not
+/// begin, and stderr says why.
+pub fn manager_main(args: &ManagerArgs) -> ExitCode {
+    if let Some(path) = &args.environment {
+        let source = environment::take(path, &args.again());
+        let what = format!("take the pilot's environment from {}", path.display());
+        return process::exit_code("manager", Err(ManagerError::Io { what, source }));
+    }
+    process::exit_code("manager", run(args))
+}
+
+/// The node's number.
+fn node_number(given: &str) -> Result<u16, ManagerError> {
+    let number = given.parse().ok().or_else(|| std::env::var(given).ok()?.parse().ok());
+    number.ok_or_else(|| ManagerError::Node { given: given.into() })
+}
+
+/// Ends this process in order when its standard input ends: its launcher is gone, or was told to let go.
+fn tie_to_stdin() -> io::Result<()> {
+    let watch = || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        // Its own process can always be signalled.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGTERM);
+    };
+    std::thread::Builder::new().name("tether".into()).spawn(watch).map(drop)
+}
+
+fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
+    let (ticket_path, node) = (args.ticket.as_path(), node_number(&args.node)?);
     // Before any thread is there, so that all of them leave these signals to the descriptor.
     let signals = process::take_signals().map_err(|e| io_error("block signals")(e.into()))?;
     process::be_subreaper();
+    if args.tether {
+        tie_to_stdin().map_err(io_error("start a thread"))?;
+    }
     let ticket = ticket::read(ticket_path)?;
     ticket::dial_specs(ticket_path, &ticket)?;
     let incarnation = process::random()?;

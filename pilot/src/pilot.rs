@@ -1,14 +1,12 @@
 //! The process `pf pilot`: started by the batch script on the first node of a block. It starts the managers, watches them and the clock.
 
-use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS, WARNED_GRACE_MS};
-use crate::manager::{NODE_NAME_VARIABLE, WALLTIME_VARIABLE};
+use crate::launch::Managers;
+use crate::limits::WARNED_GRACE_MS;
 use crate::{process, ticket};
 use bytes::Bytes;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use pf_launcher::limits::NODE_LIST_BYTES_MAX;
-use pf_launcher::{Launch, LaunchPlan, Launcher, LauncherError, Place, launcher, nodelist};
+use pf_launcher::{LauncherError, Place, launcher, nodelist};
 use pf_link::Timing;
 use pf_manager_core::{PilotConfig, PilotCore, PilotEffect, PilotInput};
 use pf_protocol::Micros;
@@ -16,9 +14,8 @@ use pf_transport::{CloseReason, Conn, Node, Outbox, Reactor, now_us};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SIGNALS: u64 = 1;
@@ -56,24 +53,19 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     process::be_subreaper();
     let ticket = ticket::read(ticket_path)?;
     ticket::dial_specs(ticket_path, &ticket)?;
-    let env: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+    let env = process::text_environment();
     let host = process::host();
     let launcher = launcher(&ticket.launcher)?;
     let place = Place { node_file: read_node_file(&env)?, env, host, asked: ticket.nodes };
     let nodes = launcher.nodes(&place)?;
-    let exe =
-        std::env::current_exe().map_err(|source| PilotError::Io { what: "find this program", source })?;
-    let argv = ["manager", "--ticket", &ticket_path.to_string_lossy(), "--node", "{node}"];
-    let argv = std::iter::once(exe.to_string_lossy().into_owned()).chain(argv.map(String::from)).collect();
 
+    let incarnation = process::random()?;
     let walltime_end = now_us().saturating_add(ticket.walltime_ms.saturating_mul(1_000));
     let config = PilotConfig {
         block: ticket.block,
-        incarnation: process::random()?,
+        incarnation,
         scheduler_id: ID_VARIABLES.iter().find_map(|name| place.env.get(*name).cloned()),
-        nodes: nodes.clone(),
+        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         walltime_end,
         host: place.host,
         pid: std::process::id(),
@@ -85,10 +77,8 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     let node = PilotNode {
         core: PilotCore::new(config),
         ticket_path: ticket_path.into(),
-        launcher,
-        plan: LaunchPlan { argv, nodes, env: BTreeMap::new() },
-        walltime_end,
-        running: BTreeMap::new(),
+        managers: Managers::new(launcher, nodes, ticket_path, walltime_end, incarnation)
+            .map_err(|source| PilotError::Io { what: "find this program", source })?,
         signals,
         exit: exit.clone(),
     };
@@ -111,7 +101,7 @@ fn read_node_file(env: &BTreeMap<String, String>) -> Result<Option<String>, Pilo
 }
 
 /// A line for people. The batch script's output is a file in the block's folder, so standard error is the pilot's log.
-fn log(text: &str) {
+pub(crate) fn log(text: &str) {
     // A log that cannot be written must not end the block.
     let _ = writeln!(io::stderr(), "pilot {}: {text}", process::clock_ms());
 }
@@ -119,12 +109,7 @@ fn log(text: &str) {
 struct PilotNode {
     core: PilotCore,
     ticket_path: PathBuf,
-    launcher: Box<dyn Launcher>,
-    /// How a manager is started.
-    plan: LaunchPlan,
-    walltime_end: Micros,
-    /// Processes that were launched, with the nodes whose managers live below each.
-    running: BTreeMap<i32, Vec<u16>>,
+    managers: Managers,
     signals: SignalFd,
     exit: Arc<Mutex<i32>>,
 }
@@ -148,14 +133,9 @@ impl PilotNode {
             PilotEffect::CloseConn { conn } => out.close(Conn(conn)),
             PilotEffect::SetTimer { at: Some(at) } => out.set_timer(at),
             PilotEffect::SetTimer { at: None } => out.clear_timer(),
-            PilotEffect::StartManagers => return self.start_managers(now),
-            PilotEffect::DrainManagers { grace_ms } => {
-                let slow = grace_ms > STOP_GRACE_MS;
-                self.signal(if slow { libc::SIGUSR2 } else { self.launcher.stop().drain });
-            }
-            PilotEffect::KillManagers { hard } => {
-                self.signal(if hard { libc::SIGKILL } else { self.launcher.stop().kill });
-            }
+            PilotEffect::StartManagers => return self.managers.start(now),
+            PilotEffect::DrainManagers { grace_ms } => self.managers.drain(grace_ms),
+            PilotEffect::KillManagers { hard } => self.managers.kill(hard),
             PilotEffect::Log { text } => log(&text),
             PilotEffect::Exit { code, reason } => {
                 log(&format!("exit {code}: {reason}"));
@@ -178,71 +158,9 @@ impl PilotNode {
         }
     }
 
-    /// Starts what the launcher wants; what cannot be started has ended.
-    fn start_managers(&mut self, now: Micros) -> Vec<PilotInput> {
-        let left_ms = (self.walltime_end.saturating_sub(now) / 1_000).saturating_sub(MANAGER_BEFORE_PILOT_MS);
-        self.plan.env.insert(WALLTIME_VARIABLE.into(), left_ms.to_string());
-        let ended = |nodes: Vec<u16>, how: String| {
-            nodes.into_iter().map(move |node| PilotInput::ManagerEnded { node, how: how.clone(), ok: false })
-        };
-        let launches = match self.launcher.launch(&self.plan) {
-            Ok(launches) => launches,
-            Err(error) => {
-                let all = (0..=u16::MAX).take(self.plan.nodes.len()).collect();
-                return ended(all, format!("could not be started: {error}")).collect();
-            }
-        };
-        let mut failed = Vec::new();
-        for launch in launches {
-            log(&format!("starts {}", launch.argv.join(" ")));
-            if let Err(error) = self.spawn(&launch) {
-                let how = format!("could not be started: {}: {error}", launch.argv[0]);
-                failed.extend(ended(launch.nodes, how));
-            }
-        }
-        failed
-    }
-
-    fn spawn(&mut self, launch: &Launch) -> io::Result<()> {
-        let (program, args) = launch.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(program);
-        command.args(args).envs(&launch.env).stdin(Stdio::null()).process_group(0);
-        for name in &launch.env_remove {
-            command.env_remove(name);
-        }
-        if let ([node], true) = (&launch.nodes[..], self.plan.nodes.len() > 1)
-            && let Some(name) = self.plan.nodes.get(usize::from(*node))
-        {
-            command.env(NODE_NAME_VARIABLE, name);
-        }
-        let child = process::spawn_open(&mut command)?;
-        self.running.insert(child.id() as i32, launch.nodes.clone());
-        Ok(())
-    }
-
-    /// To everything that was launched and runs.
-    fn signal(&self, signal: i32) {
-        for pid in self.running.keys() {
-            crate::children::signal_group(*pid, signal);
-        }
-    }
-
-    /// Takes the ends of what was launched.
     fn reap(&mut self, now: Micros, out: &mut Outbox) {
-        let pids: Vec<i32> = self.running.keys().copied().collect();
-        for pid in pids {
-            let (how, ok) = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => (format!("exit {code}"), code == 0),
-                Ok(WaitStatus::Signaled(_, signal, _)) => (format!("signal {}", signal as i32), false),
-                Ok(_) => continue,
-                Err(error) => (error.to_string(), false),
-            };
-            let nodes = self.running.remove(&pid).unwrap_or_default();
-            // Its end is the proof on which its tasks are run elsewhere: what it left running must have ended before it is told.
-            crate::children::end_children_but(|child| self.running.contains_key(&child));
-            for node in nodes {
-                self.give(now, PilotInput::ManagerEnded { node, how: how.clone(), ok }, out);
-            }
+        for ended in self.managers.reap() {
+            self.give(now, ended, out);
         }
     }
 }

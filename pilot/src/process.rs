@@ -4,7 +4,9 @@ use crate::limits::{STOP_GRACE_MS, WARNED_GRACE_MS};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io;
 use std::process::{Child, Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +86,13 @@ pub(crate) fn random() -> Result<u64, pf_transport::TransportError> {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&public[..8]);
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// Those of this process's variables that are text.
+pub(crate) fn text_environment() -> BTreeMap<String, String> {
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
 }
 
 /// This host's name.

@@ -260,7 +260,8 @@ fn spawn_bound(command: &mut Command, pus: &[u32], own: &CpuSet) -> Result<i32, 
     }
 }
 
-fn cpu_set(pus: &[u32]) -> Option<CpuSet> {
+/// The set of these CPUs; None if there are none.
+pub(crate) fn cpu_set(pus: &[u32]) -> Option<CpuSet> {
     let mut set = CpuSet::new();
     let mut any = false;
     for &pu in pus.iter().filter(|&&pu| pu < CPUS_MAX) {

@@ -260,5 +260,6 @@ fn a_ticket_that_others_can_read_is_refused() {
     let ticket = rig.dir.path().join("ticket.json");
     let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
     std::fs::set_permissions(&ticket, open).unwrap();
-    assert_ne!(pf_pilot::manager_main(&ticket, 0), std::process::ExitCode::SUCCESS);
+    let args = pf_pilot::ManagerArgs { ticket, node: "0".into(), ..Default::default() };
+    assert_ne!(pf_pilot::manager_main(&args), std::process::ExitCode::SUCCESS);
 }

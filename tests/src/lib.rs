@@ -1,6 +1,7 @@
 //! Tests that cross crates: simulation, end-to-end, house rules. The code that they share is here; the tests are in `tests/tests/`.
 
 pub mod notes;
+pub mod ranks;
 pub mod sim;
 pub mod site;
 pub mod slurm;

@@ -29,7 +29,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn new(output: &Output) -> Ran {
+    pub(crate) fn new(output: &Output) -> Ran {
         use std::os::unix::process::ExitStatusExt;
         let status = output.status;
         Ran {

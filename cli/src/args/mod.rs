@@ -199,6 +199,14 @@ pub enum Verb {
   pf manager --ticket DIR/ticket.json --node 0"
     )]
     Manager(PassedOn),
+    /// The process as which each rank of a program begins
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        after_help = "Examples:
+  pf rank --family slurm --attempt 1.7 --per-node 2 --size 4 --pus 2*0-1/2-3 -- ./solve"
+    )]
+    Rank(PassedOn),
 }
 
 /// Arguments that another part of the program reads.

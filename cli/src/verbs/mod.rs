@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<Exit> {
         Verb::Relay(verb) => daemon::relay(context, verb).await,
         Verb::Config(crate::args::ConfigVerb::Show) => manage::config_show(context),
         Verb::Serve(args) => serve::serve(context, &args).await,
-        Verb::Completions { .. } | Verb::Pilot(_) | Verb::Manager(_) | Verb::Local(_) => {
+        Verb::Completions { .. } | Verb::Pilot(_) | Verb::Manager(_) | Verb::Rank(_) | Verb::Local(_) => {
             Err(CliError::internal("this verb is dispatched before the configuration is read"))
         }
     }

@@ -1,4 +1,4 @@
-//! `pilot`, `manager`, `local`: processes of a block and the scheduler of this machine, whose code is in crates of their own.
+//! `pilot`, `manager`, `rank`, `local`: processes of a block and the scheduler of this machine, whose code is in crates of their own.
 //! Their arguments are written by our own providers and launchers, not by people.
 
 use crate::error::{CliError, Result};
@@ -17,14 +17,15 @@ pub fn pilot(args: &[OsString]) -> Result<ExitCode> {
     Ok(pf_pilot::pilot_main(&PathBuf::from(value(args, "--ticket")?)))
 }
 
-/// `pf manager --ticket FILE --node N`, where N is a number or the variable in which the launcher says it.
+/// `pf manager --ticket FILE --node N [--environment FILE] [--tether]`, where N is a number or the variable in which the launcher says it.
 pub fn manager(args: &[OsString]) -> Result<ExitCode> {
-    let node = value(args, "--node")?.to_str().unwrap_or_default();
-    let number = node.parse().ok().or_else(|| std::env::var(node).ok()?.parse().ok());
-    let node = number.ok_or_else(|| {
-        CliError::usage(format!("--node takes a number or a variable that holds one, not {node:?}"))
-    })?;
-    Ok(pf_pilot::manager_main(&PathBuf::from(value(args, "--ticket")?), node))
+    let environment = args.iter().any(|a| a == "--environment");
+    Ok(pf_pilot::manager_main(&pf_pilot::ManagerArgs {
+        ticket: PathBuf::from(value(args, "--ticket")?),
+        node: value(args, "--node")?.to_string_lossy().into_owned(),
+        environment: if environment { Some(PathBuf::from(value(args, "--environment")?)) } else { None },
+        tether: args.iter().any(|a| a == "--tether"),
+    }))
 }
 
 /// `pf local ..`.

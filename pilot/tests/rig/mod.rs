@@ -13,7 +13,6 @@ use pf_protocol::{AttemptId, BlockId, EndpointId, Epoch, JobId, JobKey, OwnerId,
 use pf_transport::{AllowList, CloseReason, Conn, KeyPair, ListenSpec, Node, Outbox, Ports, Reactor, Waker};
 use std::ffi::CString;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::process::{Child, ExitCode};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -36,7 +35,11 @@ pub fn be_manager_if_asked() {
             let Err(error) = nix::unistd::execv(c"/proc/self/exe", &args);
             panic!("this program cannot be begun again: {error}");
         }
-        let code = pf_pilot::manager_main(&PathBuf::from(ticket), 0);
+        let code = pf_pilot::manager_main(&pf_pilot::ManagerArgs {
+            ticket: ticket.into(),
+            node: "0".into(),
+            ..Default::default()
+        });
         std::process::exit(i32::from(code != ExitCode::SUCCESS));
     }
 }

@@ -1,0 +1,157 @@
+//! The pilot's managers: started with the block's launcher, signalled, and their ends taken. Called by the pilot's shell.
+
+use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS};
+use crate::manager::WALLTIME_VARIABLE;
+use crate::pilot::log;
+use crate::{children, environment, process};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use pf_launcher::{BlockNode, Launch, LaunchPlan, Launcher};
+use pf_manager_core::PilotInput;
+use pf_protocol::Micros;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+
+/// See the module.
+pub(crate) struct Managers {
+    launcher: Box<dyn Launcher>,
+    /// How a manager is started.
+    plan: LaunchPlan,
+    /// Where the pilot's environment is left, if the launcher does not pass it.
+    environment: Option<PathBuf>,
+    walltime_end: Micros,
+    running: BTreeMap<i32, Running>,
+}
+
+/// A process that was launched.
+struct Running {
+    /// Numbers of the nodes whose managers live below it.
+    nodes: Vec<u16>,
+    /// Whose end tells them to end.
+    tether: Option<ChildStdin>,
+}
+
+impl Managers {
+    /// None runs yet. The error: this program's own file cannot be found.
+    pub fn new(
+        launcher: Box<dyn Launcher>,
+        nodes: Vec<BlockNode>,
+        ticket: &Path,
+        walltime_end: Micros,
+        incarnation: u64,
+    ) -> io::Result<Self> {
+        let exe = std::env::current_exe()?.to_string_lossy().into_owned();
+        let mut argv = vec![exe, "manager".into(), "--ticket".into(), ticket.to_string_lossy().into_owned()];
+        argv.extend(["--node".into(), "{node}".into()]);
+        let name = format!("environment-{incarnation:016x}");
+        let environment = (!launcher.passes_environment()).then(|| ticket.with_file_name(name));
+        if let Some(path) = &environment {
+            argv.extend(["--environment".into(), path.to_string_lossy().into_owned()]);
+        }
+        argv.extend(launcher.tethers().then(|| "--tether".into()));
+        let plan = LaunchPlan { argv, nodes, env: BTreeMap::new() };
+        Ok(Managers { launcher, plan, environment, walltime_end, running: BTreeMap::new() })
+    }
+
+    /// Starts what the launcher wants; what cannot be started has ended.
+    pub fn start(&mut self, now: Micros) -> Vec<PilotInput> {
+        let left_ms = (self.walltime_end.saturating_sub(now) / 1_000).saturating_sub(MANAGER_BEFORE_PILOT_MS);
+        self.plan.env.insert(WALLTIME_VARIABLE.into(), left_ms.to_string());
+        if let Some(Err(error)) = self.environment.as_deref().map(environment::leave) {
+            // Managers say so too when they do not find it.
+            log(&format!("the environment cannot be left for the managers: {error}"));
+        }
+        let launches = match self.launcher.launch(&self.plan) {
+            Ok(launches) => launches,
+            Err(error) => {
+                let all = (0..=u16::MAX).take(self.plan.nodes.len()).collect();
+                return ended(all, &format!("could not be started: {error}"), false);
+            }
+        };
+        let mut failed = Vec::new();
+        for launch in launches {
+            log(&format!("starts {}", launch.argv.join(" ")));
+            if let Err(error) = self.spawn(&launch) {
+                let how = format!("could not be started: {}: {error}", launch.argv[0]);
+                failed.extend(ended(launch.nodes, &how, false));
+            }
+        }
+        failed
+    }
+
+    fn spawn(&mut self, launch: &Launch) -> io::Result<()> {
+        let (program, args) = launch.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(program);
+        command.args(args).envs(&launch.env).process_group(0);
+        command.stdin(if self.launcher.tethers() { Stdio::piped() } else { Stdio::null() });
+        for name in &launch.env_remove {
+            command.env_remove(name);
+        }
+        let mut child = process::spawn_open(&mut command)?;
+        let running = Running { nodes: launch.nodes.clone(), tether: child.stdin.take() };
+        self.running.insert(child.id() as i32, running);
+        Ok(())
+    }
+
+    /// Asks all to end in order.
+    pub fn drain(&mut self, grace_ms: u64) {
+        let stop = self.launcher.stop();
+        match if grace_ms > STOP_GRACE_MS { stop.warn } else { stop.drain } {
+            Some(signal) => self.signal(signal),
+            None => {
+                let let_go = self.running.values_mut().filter_map(|running| running.tether.take()).count();
+                log(&format!(
+                    "launcher {} passes no signals; {let_go} manager(s) let go",
+                    self.launcher.name()
+                ));
+            }
+        }
+    }
+
+    /// Ends all.
+    pub fn kill(&mut self, hard: bool) {
+        self.signal(if hard { libc::SIGKILL } else { self.launcher.stop().kill });
+    }
+
+    /// To everything that was launched and runs.
+    fn signal(&self, signal: i32) {
+        for pid in self.running.keys() {
+            children::signal_group(*pid, signal);
+        }
+    }
+
+    /// Takes the ends of what was launched.
+    pub fn reap(&mut self) -> Vec<PilotInput> {
+        let mut ends = Vec::new();
+        let pids: Vec<i32> = self.running.keys().copied().collect();
+        for pid in pids {
+            let (how, ok) = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => (format!("exit {code}"), code == 0),
+                Ok(WaitStatus::Signaled(_, signal, _)) => (format!("signal {}", signal as i32), false),
+                Ok(_) => continue,
+                Err(error) => (error.to_string(), false),
+            };
+            let nodes = self.running.remove(&pid).map_or_else(Vec::new, |running| running.nodes);
+            // Its end is the proof on which its tasks are run elsewhere: what it left running must have ended before it is told.
+            children::end_children_but(|child| self.running.contains_key(&child));
+            ends.extend(ended(nodes, &how, ok));
+        }
+        ends
+    }
+}
+
+impl Drop for Managers {
+    fn drop(&mut self) {
+        if let Some(path) = &self.environment {
+            // It is of no use to anybody now; whoever clears the block's folder takes what is left.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn ended(nodes: Vec<u16>, how: &str, ok: bool) -> Vec<PilotInput> {
+    nodes.into_iter().map(|node| PilotInput::ManagerEnded { node, how: how.into(), ok }).collect()
+}
