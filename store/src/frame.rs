@@ -6,13 +6,18 @@
 //! holds the CRC of its payload. So 64 bits tie the whole history together at the price of hashing 64 bytes a commit,
 //! not the payload. The CRCs find damage; the chain finds frames that are sound but of another history: a spliced file,
 //! a stale block, a writer that was fenced off.
+//!
+//! A frame's payload is records, then what it carries: small pieces of payload segments that its records refer to. So
+//! one sync makes both durable; the segments themselves are written too, but synced only before the log is cut.
 
 use blake2::{Blake2b, Digest, digest::consts::U32};
 
 use crate::folder::SegmentId;
 
-/// The format that this program writes, and the only one that it reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The format of the log that this program writes. Version 1 had frames that carry nothing.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// The oldest format of the log that it reads.
+const FORMAT_VERSION_MIN: u32 = 1;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"PFSTLOG\n";
 const FRAME_MAGIC: [u8; 4] = *b"PFcf";
@@ -23,6 +28,8 @@ pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
 pub(crate) const FRAME_HEADER_BYTES: usize = 64;
 /// Bytes before each record.
 pub(crate) const RECORD_HEADER_BYTES: usize = 8;
+/// Bytes before each carried piece.
+pub(crate) const PIECE_HEADER_BYTES: usize = 12;
 
 const RECORD_CRITICAL: u8 = 1;
 
@@ -65,6 +72,7 @@ pub(crate) struct Before {
 /// Header of a log segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    pub version: u32,
     pub block_bytes: u32,
     pub log_id: u64,
     pub id: SegmentId,
@@ -85,7 +93,7 @@ impl SegmentHeader {
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut out = [0; SEGMENT_HEADER_BYTES];
         out[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        out[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out[8..12].copy_from_slice(&self.version.to_le_bytes());
         out[12..16].copy_from_slice(&self.block_bytes.to_le_bytes());
         out[16..24].copy_from_slice(&self.log_id.to_le_bytes());
         out[24..32].copy_from_slice(&self.id.epoch.to_le_bytes());
@@ -107,7 +115,7 @@ impl SegmentHeader {
             return Err(NoHeader::Bad);
         }
         let version = u32_at(bytes, 8);
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
             return Err(NoHeader::Version(version));
         }
         let block_bytes = u32_at(bytes, 12);
@@ -121,6 +129,7 @@ impl SegmentHeader {
             link: link_at(bytes, 72),
         });
         Ok(Self {
+            version,
             block_bytes,
             log_id: u64_at(bytes, 16),
             id: SegmentId { epoch: u64_at(bytes, 24), index: u64_at(bytes, 32) },
@@ -154,6 +163,8 @@ pub(crate) struct FrameHeader {
     pub record_count: u32,
     pub payload_len: u32,
     pub payload_crc: u32,
+    /// Bytes at the end of the payload that are carried pieces, not records.
+    pub carried_len: u32,
 }
 
 impl FrameHeader {
@@ -167,6 +178,7 @@ impl FrameHeader {
         out[40..44].copy_from_slice(&self.record_count.to_le_bytes());
         out[44..48].copy_from_slice(&self.payload_len.to_le_bytes());
         out[48..52].copy_from_slice(&self.payload_crc.to_le_bytes());
+        out[52..56].copy_from_slice(&self.carried_len.to_le_bytes());
         let crc = crc32fast::hash(&out[8..]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
         out
@@ -186,6 +198,7 @@ impl FrameHeader {
             record_count: u32_at(bytes, 40),
             payload_len: u32_at(bytes, 44),
             payload_crc: u32_at(bytes, 48),
+            carried_len: u32_at(bytes, 52),
         })
     }
 }
@@ -231,7 +244,9 @@ pub(crate) struct Records<'a> {
 
 impl<'a> Records<'a> {
     pub fn new(header: &FrameHeader, payload: &'a [u8]) -> Self {
-        Self { rest: payload, position: header.first_seq, left: header.record_count }
+        // A longer carried part than there are bytes leaves no record: the first one is then missed by name.
+        let records = payload.len().saturating_sub(header.carried_len as usize);
+        Self { rest: &payload[..records], position: header.first_seq, left: header.record_count }
     }
 }
 
@@ -267,6 +282,55 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// A piece of a payload segment that a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece<'a> {
+    pub segment: u32,
+    /// Where it belongs in that segment, in bytes.
+    pub offset: u32,
+    pub bytes: &'a [u8],
+}
+
+/// Appends one piece behind the records of a frame's payload; the caller counts `carried_len`.
+pub(crate) fn push_piece(payload: &mut Vec<u8>, piece: Piece<'_>) {
+    let len = u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX);
+    for number in [piece.segment, piece.offset, len] {
+        payload.extend_from_slice(&number.to_le_bytes());
+    }
+    payload.extend_from_slice(piece.bytes);
+}
+
+/// The pieces that a frame carries. An item is `Err` where the payload contradicts itself.
+pub(crate) struct Pieces<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Pieces<'a> {
+    pub fn new(header: &FrameHeader, payload: &'a [u8]) -> Self {
+        Self { rest: &payload[payload.len().saturating_sub(header.carried_len as usize)..] }
+    }
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Result<Piece<'a>, &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let parts = self.rest.split_at_checked(PIECE_HEADER_BYTES).and_then(|(head, rest)| {
+            let len = usize::try_from(u32_at(head, 8)).ok()?;
+            Some((head, rest.split_at_checked(len)?))
+        });
+        let Some((head, (bytes, rest))) = parts else {
+            self.rest = &[];
+            return Some(Err("a frame ends within a carried piece"));
+        };
+        self.rest = rest;
+        Some(Ok(Piece { segment: u32_at(head, 0), offset: u32_at(head, 4), bytes }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +338,7 @@ mod tests {
 
     fn header() -> SegmentHeader {
         SegmentHeader {
+            version: FORMAT_VERSION,
             block_bytes: 4096,
             log_id: 7,
             id: SegmentId { epoch: 2, index: 3 },
@@ -302,24 +367,35 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frame_headers_are_read_back(epoch: u64, first_seq: u64, synced: u64, before: [u8; 8], record_count: u32, payload_len: u32, payload_crc: u32) {
-            let header = FrameHeader { epoch, first_seq, synced, before, record_count, payload_len, payload_crc };
+        fn frame_headers_are_read_back(epoch: u64, first_seq: u64, synced: u64, before: [u8; 8], record_count: u32, payload_len: u32, payload_crc: u32, carried_len: u32) {
+            let header = FrameHeader { epoch, first_seq, synced, before, record_count, payload_len, payload_crc, carried_len };
             prop_assert_eq!(FrameHeader::decode(&header.encode()), Some(header));
         }
 
         #[test]
-        fn any_payload_is_read_without_panic(payload: Vec<u8>, record_count in 0u32..20) {
-            let header = FrameHeader { epoch: 1, first_seq: 1, synced: 0, before: [0; 8], record_count, payload_len: 0, payload_crc: 0 };
+        fn any_payload_is_read_without_panic(payload: Vec<u8>, record_count in 0u32..20, carried_len in 0u32..200) {
+            let header = FrameHeader { epoch: 1, first_seq: 1, synced: 0, before: [0; 8], record_count, payload_len: 0, payload_crc: 0, carried_len };
+            prop_assert!(Pieces::new(&header, &payload).count() <= payload.len() / PIECE_HEADER_BYTES + 1);
             prop_assert!(Records::new(&header, &payload).count() <= record_count as usize + 1);
         }
 
         #[test]
-        fn records_are_read_back(records: Vec<(u16, u8, bool, Vec<u8>)>) {
+        fn records_and_pieces_are_read_back(records: Vec<(u16, u8, bool, Vec<u8>)>, pieces: Vec<(u32, u32, Vec<u8>)>) {
             let mut payload = Vec::new();
             for (kind, version, critical, bytes) in &records {
                 push_record(&mut payload, RecordType { kind: *kind, version: *version, critical: *critical }, bytes);
             }
-            let header = FrameHeader { epoch: 1, first_seq: 5, synced: 0, before: [0; 8], record_count: records.len() as u32, payload_len: 0, payload_crc: 0 };
+            let records_len = payload.len();
+            for (segment, offset, bytes) in &pieces {
+                push_piece(&mut payload, Piece { segment: *segment, offset: *offset, bytes });
+            }
+            let carried_len = (payload.len() - records_len) as u32;
+            let header = FrameHeader { epoch: 1, first_seq: 5, synced: 0, before: [0; 8], record_count: records.len() as u32, payload_len: 0, payload_crc: 0, carried_len };
+            let read: Vec<_> = Pieces::new(&header, &payload).map(|piece| piece.unwrap()).collect();
+            prop_assert_eq!(read.len(), pieces.len());
+            for (piece, (segment, offset, bytes)) in read.iter().zip(&pieces) {
+                prop_assert_eq!((piece.segment, piece.offset, piece.bytes), (*segment, *offset, &bytes[..]));
+            }
             let read: Vec<_> = Records::new(&header, &payload).map(|record| record.unwrap()).collect();
             prop_assert_eq!(read.len(), records.len());
             for (index, (record, (kind, version, critical, bytes))) in read.iter().zip(&records).enumerate() {

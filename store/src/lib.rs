@@ -25,6 +25,7 @@ mod owner;
 mod payload;
 mod queue;
 mod recover;
+mod redo;
 mod scan;
 mod snapshot;
 mod space;

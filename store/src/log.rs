@@ -4,12 +4,14 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::{IoContext, StoreError};
 use crate::folder::{self, SegmentId};
 use crate::frame::{
     self, Before, FRAME_HEADER_BYTES, FrameHeader, Link, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
+use crate::payload::Chunk;
 use crate::queue::Batch;
 use crate::space::{self, Space, ZeroAhead};
 
@@ -64,7 +66,9 @@ impl Log {
     ) -> Result<Self, StoreError> {
         let LogSetup { dir, block_bytes, segment_bytes, log_id, epoch } = setup;
         let index = before.map_or(1, |before| before.id.index + 1);
-        let header = SegmentHeader { block_bytes, log_id, id: SegmentId { epoch, index }, first_seq, before };
+        let version = frame::FORMAT_VERSION;
+        let header =
+            SegmentHeader { version, block_bytes, log_id, id: SegmentId { epoch, index }, first_seq, before };
         let path = header.id.path(&dir);
         let (file, allocated) = create(&dir, &path, &header, segment_bytes, 0, space)?;
         Ok(Self {
@@ -88,8 +92,19 @@ impl Log {
         self.offset + self.old.iter().map(|old| old.bytes).sum::<u64>()
     }
 
-    /// Writes one frame; returns its size on disk. Begins a new segment when it does not fit.
-    pub fn write(&mut self, batch: &mut Batch, synced: u64, space: &mut Space) -> Result<u64, StoreError> {
+    /// Writes one frame, which carries `pieces`; returns its size on disk. Begins a new segment when it does not fit.
+    pub fn write(
+        &mut self,
+        batch: &mut Batch,
+        pieces: &[Arc<Chunk>],
+        synced: u64,
+        space: &mut Space,
+    ) -> Result<u64, StoreError> {
+        let records_end = batch.bytes.len();
+        for chunk in pieces {
+            frame::push_piece(&mut batch.bytes, chunk.as_piece());
+        }
+        let carried = batch.bytes.len() - records_end;
         let size = frame::padded(batch.bytes.len() as u64, self.block_bytes);
         if self.offset + size > self.allocated {
             self.rotate(batch.first_seq, size, space)?;
@@ -103,6 +118,7 @@ impl Log {
             record_count: batch.record_count,
             payload_len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             payload_crc: crc32fast::hash(payload),
+            carried_len: u32::try_from(carried).unwrap_or(u32::MAX),
         }
         .encode();
         batch.bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header);

@@ -15,12 +15,13 @@ use pf_protocol::BlobRef;
 
 use crate::error::{IoContext, StoreError};
 use crate::folder;
-use crate::frame::FORMAT_VERSION;
+use crate::frame::Piece;
 use crate::limits::{BLOB_BYTES_MAX, OPEN_PAYLOAD_FILES_MAX, PAYLOAD_STEP_BYTES};
 use crate::scan::read_up_to;
 use crate::space::{self, Space, ZeroAhead};
 
 const MAGIC: [u8; 8] = *b"PFSTPAY\n";
+const FORMAT_VERSION: u32 = 1;
 /// Where the first blob of a segment begins.
 pub(crate) const PAYLOAD_HEADER_BYTES: u32 = 64;
 /// Bytes before each blob.
@@ -62,6 +63,11 @@ pub(crate) struct Chunk {
 impl Chunk {
     fn end(&self) -> u64 {
         u64::from(self.offset) + self.bytes.len() as u64
+    }
+
+    /// What a frame carries of it: all.
+    pub fn as_piece(&self) -> Piece<'_> {
+        Piece { segment: self.segment, offset: self.offset, bytes: &self.bytes }
     }
 
     fn slice(&self, blob: BlobRef) -> Option<&[u8]> {
@@ -190,9 +196,9 @@ pub(crate) struct PayloadWriter {
 }
 
 impl PayloadWriter {
-    /// `existing`: the segments on disk, in ascending order. A new one is begun behind them.
-    pub fn new(dir: PathBuf, segment_bytes: u32, existing: &[u32]) -> Self {
-        let next = existing.last().map_or(1, |last| last.saturating_add(1));
+    /// `existing`: the segments on disk; `named`: the highest that the log names. A new one is begun behind all of them.
+    pub fn new(dir: PathBuf, segment_bytes: u32, existing: &[u32], named: u32) -> Self {
+        let next = existing.iter().fold(named, |most, segment| most.max(*segment)).saturating_add(1);
         let open = Chunk { segment: next, offset: PAYLOAD_HEADER_BYTES, bytes: Vec::new() };
         let shared = PayloadShared {
             dir,

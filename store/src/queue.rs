@@ -75,12 +75,40 @@ impl Work {
     pub fn is_empty(&self) -> bool {
         self.items.is_empty() && self.chunks.is_empty() && self.dead.is_empty() && !self.stop
     }
+
+    /// Bytes of records and blobs.
+    pub fn bytes(&self) -> usize {
+        let batch = |item: &Item| if let Item::Batch(batch) = item { batch.bytes.len() } else { 0 };
+        self.items.iter().map(batch).sum::<usize>() + chunk_bytes(&self.chunks)
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     work: Work,
     spare: Vec<Vec<u8>>,
+}
+
+impl State {
+    /// Joins a batch to the last one if that still waits and has room. Returns how many bytes that added, and an empty buffer.
+    fn push_batch(&mut self, batch: Batch) -> (usize, Vec<u8>) {
+        match self.work.items.back_mut() {
+            Some(Item::Batch(last)) if last.bytes.len() + batch.bytes.len() <= FRAME_JOIN_BYTES => {
+                last.bytes.extend_from_slice(batch.payload());
+                last.record_count += batch.record_count;
+                (batch.payload().len(), batch.bytes)
+            }
+            _ => {
+                let added = batch.bytes.len();
+                self.work.items.push_back(Item::Batch(batch));
+                (added, self.spare.pop().unwrap_or_default())
+            }
+        }
+    }
+}
+
+fn chunk_bytes(chunks: &[Arc<Chunk>]) -> usize {
+    chunks.iter().map(|chunk| chunk.bytes.len()).sum()
 }
 
 /// The queue and the words that come back.
@@ -103,45 +131,26 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a batch, joined to the last one if that still waits and has room. Returns an empty buffer.
-    pub fn push_batch(&self, batch: Batch) -> Vec<u8> {
-        self.waiting_bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
+    /// Queues what one turn of the caller has made, all of it at once: blobs come with the records that refer to them.
+    /// Returns an empty buffer.
+    pub fn push(&self, chunks: Vec<Arc<Chunk>>, batch: Option<Batch>, dead: Vec<u32>) -> Vec<u8> {
         let mut state = self.state();
-        let spare = state.spare.pop();
-        let left = match state.work.items.back_mut() {
-            Some(Item::Batch(last)) if last.bytes.len() + batch.bytes.len() <= FRAME_JOIN_BYTES => {
-                last.bytes.extend_from_slice(batch.payload());
-                last.record_count += batch.record_count;
-                self.waiting_bytes.fetch_sub(FRAME_HEADER_BYTES, Ordering::Relaxed);
-                let buffer = batch.bytes;
-                if let Some(spare) = spare {
-                    state.spare.push(spare);
-                }
-                buffer
-            }
-            _ => {
-                state.work.items.push_back(Item::Batch(batch));
-                spare.unwrap_or_default()
-            }
-        };
+        let mut bytes = chunk_bytes(&chunks);
+        state.work.chunks.extend(chunks);
+        state.work.dead.extend(dead);
+        let mut left = Vec::new();
+        if let Some(batch) = batch {
+            let added;
+            (added, left) = state.push_batch(batch);
+            bytes += added;
+        }
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.wake.notify_one();
         left
     }
 
     pub fn push_item(&self, item: Item) {
         self.state().work.items.push_back(item);
-        self.wake.notify_one();
-    }
-
-    pub fn push_chunks(&self, chunks: Vec<Arc<Chunk>>) {
-        let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
-        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.state().work.chunks.extend(chunks);
-        self.wake.notify_one();
-    }
-
-    pub fn push_dead(&self, segments: Vec<u32>) {
-        self.state().work.dead.extend(segments);
         self.wake.notify_one();
     }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 use crate::Position;
 use crate::error::{ReplayError, StoreError};
 use crate::folder::{self, Listing, SnapshotId};
-use crate::frame::{Before, Record, Records, SegmentHeader};
+use crate::frame::{Before, Piece, Pieces, Record, Records, SegmentHeader};
 use crate::lease::Lease;
 use crate::scan::{self, SegmentScan};
 use crate::snapshot;
@@ -36,6 +36,22 @@ pub enum Replay<'a> {
 
 /// The caller's replay function. An error ends the replay and comes back as [`StoreError::Replay`].
 pub type ReplayFn<'f> = dyn FnMut(Replay<'_>) -> Result<(), ReplayError> + 'f;
+
+/// Is given what the frames carry, each frame's pieces before its records.
+pub(crate) type CarryFn<'f> = dyn FnMut(Piece<'_>) -> Result<(), StoreError> + 'f;
+
+/// The carry function of those who only look: what frames carry is in its place, or it is not their business.
+pub(crate) fn leave(_: Piece<'_>) -> Result<(), StoreError> {
+    Ok(())
+}
+
+/// Where a replay goes.
+struct Visit<'v, 'f, 'c> {
+    /// Records up to here are passed over.
+    after: u64,
+    records: &'v mut ReplayFn<'f>,
+    carried: &'v mut CarryFn<'c>,
+}
 
 /// The history that a folder holds.
 #[derive(Debug)]
@@ -94,8 +110,18 @@ impl History {
         Ok(Some(Self { log_id: head.log_id, snapshot, chain, proof }))
     }
 
+    /// Whether everything up to `end` was proven durable by something outside of the head segment.
+    pub fn proves(&self, end: End) -> bool {
+        self.proof >= end.position
+    }
+
     /// Replays snapshot and records, and finds the end.
-    pub fn replay(&self, dir: &Path, visit: &mut ReplayFn<'_>) -> Result<End, StoreError> {
+    pub fn replay(
+        &self,
+        dir: &Path,
+        visit: &mut ReplayFn<'_>,
+        carried: &mut CarryFn<'_>,
+    ) -> Result<End, StoreError> {
         let position = self.snapshot.map_or(0, |snapshot| snapshot.position);
         if let Some(id) = self.snapshot {
             let mut opened = snapshot::open(dir, self.log_id, id)?;
@@ -111,13 +137,14 @@ impl History {
                 source,
             })?;
         }
+        let mut to = Visit { after: position, records: visit, carried };
         let mut proof = self.proof;
         let mut log_bytes = 0;
         let mut end = None;
         for (index, header) in self.chain.iter().enumerate() {
             let before = self.chain.get(index + 1).and_then(|next| next.before);
             let mut scan = SegmentScan::open(dir, *header)?;
-            let stopped = replay_segment(&mut scan, before.map(|before| before.end), position, visit)?;
+            let stopped = replay_segment(&mut scan, before.map(|before| before.end), &mut to)?;
             proof = proof.max(scan.synced());
             match before {
                 Some(before) => {
@@ -125,7 +152,7 @@ impl History {
                     log_bytes += scan.offset();
                 }
                 None => {
-                    find_end(&mut scan, stopped, proof, position, visit)?;
+                    find_end(&mut scan, stopped, proof, &mut to)?;
                     end = Some(End {
                         position: scan.next_seq() - 1,
                         before: Before { id: header.id, end: scan.offset(), link: scan.link() },
@@ -142,8 +169,7 @@ impl History {
 fn replay_segment(
     scan: &mut SegmentScan,
     end: Option<u64>,
-    after: u64,
-    visit: &mut ReplayFn<'_>,
+    to: &mut Visit<'_, '_, '_>,
 ) -> Result<Option<&'static str>, StoreError> {
     while end != Some(scan.offset()) {
         let offset = scan.offset();
@@ -151,11 +177,15 @@ fn replay_segment(
             Ok(frame) => frame,
             Err(reason) => return Ok(Some(reason)),
         };
+        for piece in Pieces::new(&frame, scan.payload()) {
+            let piece = piece.map_err(|reason| damaged(scan.path().to_path_buf(), offset, reason))?;
+            (to.carried)(piece)?;
+        }
         for record in Records::new(&frame, scan.payload()) {
             let record = record.map_err(|reason| damaged(scan.path().to_path_buf(), offset, reason))?;
             let position = record.position.0;
-            if position > after {
-                visit(Replay::Record(record)).map_err(|source| StoreError::Replay {
+            if position > to.after {
+                (to.records)(Replay::Record(record)).map_err(|source| StoreError::Replay {
                     file: scan.path().to_path_buf(),
                     offset,
                     position,
@@ -173,12 +203,11 @@ fn find_end(
     scan: &mut SegmentScan,
     mut stopped: Option<&'static str>,
     proof: u64,
-    after: u64,
-    visit: &mut ReplayFn<'_>,
+    to: &mut Visit<'_, '_, '_>,
 ) -> Result<(), StoreError> {
     while proof.max(scan.synced()).max(scan.proof_behind()?) >= scan.next_seq() {
         let at = scan.offset();
-        let again = replay_segment(scan, None, after, visit)?;
+        let again = replay_segment(scan, None, to)?;
         if scan.offset() == at {
             let reason = stopped.or(again).unwrap_or("no frame");
             let text = format!("{reason}, yet record {} was synced", scan.next_seq());
@@ -288,7 +317,8 @@ mod tests {
 
     /// A log of frames of one 600-byte record each (two blocks); frame `i` says that `synced[i]` was synced.
     fn segment(synced: &[u64]) -> Vec<u8> {
-        let header = SegmentHeader { block_bytes: BLOCK, log_id: 9, id: ID, first_seq: 1, before: None };
+        let header =
+            SegmentHeader { version: 2, block_bytes: BLOCK, log_id: 9, id: ID, first_seq: 1, before: None };
         let mut bytes = header.encode().to_vec();
         let mut before = link(&bytes);
         bytes.resize(BLOCK as usize, 0);
@@ -307,6 +337,7 @@ mod tests {
                 record_count: 1,
                 payload_len: payload.len() as u32,
                 payload_crc: crc32fast::hash(&payload),
+                carried_len: 0,
             }
             .encode();
             before = link(&frame);
@@ -320,7 +351,7 @@ mod tests {
 
     fn recovered(dir: &Path) -> Result<u64, StoreError> {
         let history = History::find(dir)?.ok_or(StoreError::Empty { dir: dir.to_path_buf() })?;
-        Ok(history.replay(dir, &mut |_| Ok(()))?.position)
+        Ok(history.replay(dir, &mut |_| Ok(()), &mut leave)?.position)
     }
 
     /// After a power cut any set of the unsynced blocks may be on disk, in any order.
@@ -372,6 +403,7 @@ mod tests {
             record_count: 1,
             payload_len: 0,
             payload_crc: 0,
+            carried_len: 0,
         };
         let torn = segment(&[0, 1])[bytes.len()..].to_vec();
         bytes.extend_from_slice(&torn);

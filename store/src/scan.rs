@@ -82,10 +82,6 @@ impl SegmentScan {
         })
     }
 
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext, StoreError};
 use crate::folder::{self, SnapshotId};
-use crate::frame::FORMAT_VERSION;
 
 const MAGIC: [u8; 8] = *b"PFSTSNP\n";
+const FORMAT_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 const COPY_BYTES: usize = 256 << 10;
 

@@ -13,7 +13,7 @@ use pf_protocol::BlobRef;
 use crate::Position;
 use crate::error::{IoContext, StoreError};
 use crate::folder;
-use crate::frame::{self, RECORD_HEADER_BYTES, RecordType};
+use crate::frame::{self, Piece, RECORD_HEADER_BYTES, RecordType};
 use crate::lease::Lease;
 use crate::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::log::{Log, LogSetup, OldSegment};
@@ -21,7 +21,7 @@ use crate::options::Options;
 use crate::payload::{BlobReader, PayloadFiles, PayloadWriter};
 use crate::queue::{Batch, Item, Shared};
 use crate::recover::{End, History, ReplayFn};
-use crate::scan::SegmentScan;
+use crate::redo::{self, Redo};
 use crate::space::{self, Space};
 use crate::sync::{OnSync, SyncThread};
 
@@ -97,8 +97,8 @@ impl Store {
                 return Err(error);
             }
         };
-        let Prepared { log, space, opened, payloads } = prepared;
-        let payload = PayloadWriter::new(dir.to_path_buf(), options.payload_segment_bytes, &payloads);
+        let Prepared { log, space, opened, payloads, named } = prepared;
+        let payload = PayloadWriter::new(dir.to_path_buf(), options.payload_segment_bytes, &payloads, named);
         let position = opened.position.0;
         let shared = Arc::new(Shared::default());
         shared.set_synced(position);
@@ -216,18 +216,16 @@ impl Store {
     /// there is nothing.
     pub fn flush(&mut self) {
         let chunks = self.payload.take_ready();
-        if !chunks.is_empty() {
-            self.shared.push_chunks(chunks);
-        }
-        if !self.batch.is_empty() {
-            let next = Batch::new(self.next_seq, Vec::new());
-            let batch = std::mem::replace(&mut self.batch, next);
-            let buffer = self.shared.push_batch(batch);
-            self.batch = Batch::new(self.next_seq, buffer);
-        }
         let dead = self.payload.take_dead();
-        if !dead.is_empty() {
-            self.shared.push_dead(dead);
+        let batch = (!self.batch.is_empty())
+            .then(|| std::mem::replace(&mut self.batch, Batch::new(self.next_seq, Vec::new())));
+        if chunks.is_empty() && dead.is_empty() && batch.is_none() {
+            return;
+        }
+        let with_batch = batch.is_some();
+        let buffer = self.shared.push(chunks, batch, dead);
+        if with_batch {
+            self.batch = Batch::new(self.next_seq, buffer);
         }
     }
 
@@ -321,6 +319,8 @@ struct Prepared {
     opened: Opened,
     /// Payload segments on disk.
     payloads: Vec<u32>,
+    /// The highest payload segment that the log names.
+    named: u32,
 }
 
 /// Replays the history and begins the epoch that `lease` holds.
@@ -331,13 +331,16 @@ fn prepare(
     lease: &mut Lease,
 ) -> Result<Prepared, StoreError> {
     let history = History::find(dir)?;
-    let end = history.as_ref().map(|history| history.replay(dir, replay)).transpose()?;
+    let mut space = Space::open(dir.to_path_buf(), options.reserve_bytes, options.low_water_bytes)?;
+    let mut redo = Redo::new(dir);
+    let mut carried = |piece: Piece<'_>| redo.write(piece, &mut space);
+    let end = history.as_ref().map(|history| history.replay(dir, replay, &mut carried)).transpose()?;
+    let named = redo.finish()?;
     let position = end.map_or(0, |end| end.position);
     let log_id = match &history {
         Some(history) => history.log_id,
         None => random_id(dir)?,
     };
-    let mut space = Space::open(dir.to_path_buf(), options.reserve_bytes, options.low_water_bytes)?;
     let old = history.as_ref().map_or(Ok(Vec::new()), |history| seal(dir, history, end))?;
     let setup = LogSetup {
         dir: dir.to_path_buf(),
@@ -356,7 +359,7 @@ fn prepare(
         log_bytes: end.map_or(0, |end| end.log_bytes),
         created: history.is_none(),
     };
-    Ok(Prepared { log, space, opened, payloads })
+    Ok(Prepared { log, space, opened, payloads, named })
 }
 
 fn random_id(dir: &Path) -> Result<u64, StoreError> {
@@ -380,9 +383,8 @@ fn seal(dir: &Path, history: &History, end: Option<End>) -> Result<Vec<OldSegmen
         };
         old.push(OldSegment { id: header.id, first_seq: header.first_seq, bytes });
     }
-    if let Some(head) = history.chain.last() {
-        let scan = SegmentScan::open(dir, *head)?;
-        scan.file().sync_all().on("sync", scan.path())?;
+    if let Some(end) = end.filter(|end| !history.proves(*end)) {
+        redo::rewrite(&end.before.id.path(dir), end.before.end)?;
     }
     Ok(old)
 }

@@ -1,4 +1,4 @@
-//! The sync thread: takes all work that has come, writes payload, then frames, syncs once each, and says what is synced.
+//! The sync thread: takes all work that has come, writes payload, then frames, syncs once, and says what is synced.
 //! While a sync is in flight new work gathers; the next cycle takes it all. When idle it renews the hold on the folder,
 //! looks at the free space and keeps the reserve. Started by `Store::open`.
 
@@ -136,20 +136,27 @@ impl SyncThread {
     }
 
     fn perform(&mut self, work: Work) -> Result<(), StoreError> {
-        let waited = self.shared.waiting_bytes();
-        // Payload is durable before a frame that may refer to it is written, so no replayed record can dangle.
+        let waited = work.bytes();
+        let framed = work.items.iter().any(|item| matches!(item, Item::Batch(_)));
         for chunk in &work.chunks {
             self.payload.write(chunk, &mut self.space)?;
             self.wrote(chunk.bytes.len() as u64)?;
             self.shared.wrote(chunk.bytes.len());
         }
-        self.payload.sync()?;
+        // No replayed record can dangle: the first frame carries the blobs that it or a later one may refer to, or, where
+        // writing them twice would be too much, they are durable before any frame is written.
+        let mut carried = &work.chunks[..];
+        if !(framed && waited < LIGHT_COMMIT_BYTES) {
+            self.payload.sync()?;
+            carried = &[];
+        }
         for item in work.items {
             match item {
                 Item::Batch(mut batch) => {
                     let waiting = batch.bytes.len();
                     let last = batch.last_seq();
-                    let size = self.log.write(&mut batch, self.shared.synced(), &mut self.space)?;
+                    let pieces = std::mem::take(&mut carried);
+                    let size = self.log.write(&mut batch, pieces, self.shared.synced(), &mut self.space)?;
                     self.written = last;
                     self.wrote(size)?;
                     self.shared.wrote(waiting);
@@ -209,6 +216,8 @@ impl SyncThread {
 
     fn begin_snapshot(&mut self, position: u64, bytes: Vec<u8>) -> Result<(), StoreError> {
         self.acknowledge()?;
+        // With the snapshot in its place nobody reads what the log up to here carries.
+        self.payload.sync()?;
         self.log.rotate(position + 1, 0, &mut self.space)?;
         let (dir, log_id, shared) = (self.dir.clone(), self.log_id, Arc::clone(&self.shared));
         let id = SnapshotId { epoch: self.lease.epoch(), position };

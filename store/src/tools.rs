@@ -11,7 +11,7 @@ use crate::error::{IoContext, StoreError};
 use crate::folder;
 use crate::limits::BACKUP_TRIES_MAX;
 use crate::payload;
-use crate::recover::{End, History, Replay, ReplayFn};
+use crate::recover::{self, End, History, Replay, ReplayFn};
 
 const COPY_BYTES: usize = 1 << 20;
 
@@ -44,7 +44,7 @@ pub struct Report {
     /// Sound blobs in them.
     pub blobs: u64,
     /// Payload segments whose end is not sound. After a crash that is normal for the last one of each epoch: what lies
-    /// behind a torn blob was never acknowledged.
+    /// behind a torn blob was never acknowledged, or the log carries it and the next start writes it again.
     pub torn_payload: Vec<Damage>,
 }
 
@@ -58,7 +58,7 @@ fn history(dir: &Path) -> Result<History, StoreError> {
 /// `Empty`; `Damaged` and `Missing` when the log itself cannot be recovered; `UnknownFormat`, `Io`.
 pub fn check(dir: &Path) -> Result<Report, StoreError> {
     let history = history(dir)?;
-    let end = history.replay(dir, &mut |_| Ok(()))?;
+    let end = history.replay(dir, &mut |_| Ok(()), &mut recover::leave)?;
     let mut report = Report {
         log_id: history.log_id,
         snapshot: history.snapshot.map(|snapshot| Position(snapshot.position)),
@@ -86,7 +86,7 @@ pub fn check(dir: &Path) -> Result<Report, StoreError> {
 /// # Errors
 /// As [`check`], and `Replay` with the error of `visit`.
 pub fn dump(dir: &Path, visit: &mut ReplayFn<'_>) -> Result<Position, StoreError> {
-    Ok(Position(history(dir)?.replay(dir, visit)?.position))
+    Ok(Position(history(dir)?.replay(dir, visit, &mut recover::leave)?.position))
 }
 
 /// Copies a store that may be in use into the new folder `dest`, which can then be opened as a store with the same log
@@ -124,7 +124,7 @@ fn copy_all(dir: &Path, dest: &Path) -> Result<Position, StoreError> {
     // Files held open now cannot vanish: payload dropped while the log is copied is still referred to by that log.
     let mut payloads = open_payloads(dir, &[])?;
     let history = history(dir)?;
-    let end = history.replay(dir, &mut |_: Replay<'_>| Ok(()))?;
+    let end = history.replay(dir, &mut |_: Replay<'_>| Ok(()), &mut recover::leave)?;
     if let Some(snapshot) = history.snapshot {
         let from = snapshot.path(dir);
         copy(&File::open(&from).on("open", &from)?, &from, &snapshot.path(dest), u64::MAX)?;

@@ -1,6 +1,6 @@
 //! Pins the bytes on disk. A change here is a change of format: it needs a new version number in `frame.rs` and a reader
-//! for the old one. `golden/store.hex` was made from the description of the format, not by this program, so that the two
-//! are held against each other; `golden/epoch2.hex` is what this program then writes behind it.
+//! for the old one. `golden/store.hex` was made from the description of the format (log version 1), not by this program, so
+//! that the two are held against each other; `golden/epoch2.hex` is what this program then writes behind it (version 2).
 #![expect(clippy::unwrap_used, reason = "a test ends where an expectation fails")]
 
 mod common;
@@ -110,14 +110,15 @@ fn what_is_written_now_is_what_was_written_then() {
 
 #[test]
 fn unknown_format_versions_are_refused_by_name() {
-    for file in [FILES[0], FILES[2]] {
+    for (file, newest) in [(FILES[0], 2), (FILES[2], 1)] {
         let dir = tempfile::tempdir().unwrap();
         restore(dir.path());
         let mut bytes = std::fs::read(dir.path().join(file)).unwrap();
-        bytes[8] = 2;
+        bytes[8] = newest + 1;
         std::fs::write(dir.path().join(file), bytes).unwrap();
         let error = common::try_open(dir.path(), quick()).map(|_| ()).unwrap_err();
-        assert!(matches!(error, StoreError::UnknownFormat { found: 2, known: 1, .. }), "{error}");
+        let StoreError::UnknownFormat { found, known, .. } = error else { panic!("{error}") };
+        assert_eq!((found, known), (u32::from(newest) + 1, u32::from(newest)));
         assert!(error.to_string().contains(file));
         assert!(error.hint().is_some());
     }
