@@ -4,24 +4,34 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use std::net::{IpAddr, Ipv6Addr};
 
+/// Addresses of each interface that is up, by its name; not those that only hold on their own link.
+///
+/// # Errors
+/// When the system does not list its interfaces.
+pub fn by_interface() -> std::io::Result<Vec<(String, IpAddr)>> {
+    let mut found = Vec::new();
+    for interface in getifaddrs()? {
+        let Some(address) = interface.address else { continue };
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        if interface.flags.contains(InterfaceFlags::IFF_UP) {
+            found.push((interface.interface_name, ip));
+        }
+    }
+    Ok(found)
+}
+
 /// Addresses that stay within a site: RFC 1918, the shared ones of RFC 6598, and unique local ones of IPv6 (RFC 4193), on interfaces that are up.
 /// Never loopback, never link-local, never public.
 ///
 /// # Errors
 /// When the system does not list its interfaces.
 pub fn private_addresses() -> std::io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for interface in getifaddrs()? {
-        let Some(address) = interface.address else { continue };
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
-        if interface.flags.contains(InterfaceFlags::IFF_UP) && is_private(ip) {
-            found.push(ip.to_string());
-        }
-    }
+    let all = by_interface()?.into_iter().map(|(_, ip)| ip);
+    let mut found: Vec<String> = all.filter(|ip| is_private(*ip)).map(|ip| ip.to_string()).collect();
     found.sort();
     found.dedup();
     Ok(found)

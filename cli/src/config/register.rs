@@ -19,6 +19,10 @@ pub enum Kind {
         /// Largest.
         max: i64,
     },
+    /// `true` or `false`.
+    Bool,
+    /// A size of memory as text, `"512M"`, `"4G"`; empty: not said.
+    Memory,
     /// A duration as text, `"90s"`, `"24h"`.
     Duration,
     /// A list of texts.
@@ -124,7 +128,13 @@ pub const KEYS: &[Key] = &[
         "\"local\"",
         "Site profile: facts of the machine, below these settings.",
     ),
-    key("endpoint.provider", Kind::Choice(&["local"]), "\"local\"", "Who is asked for nodes."),
+    key("endpoint.provider", Kind::Choice(&pf_providers::NAMES), "\"local\"", "Who is asked for nodes."),
+    key(
+        "endpoint.dialect",
+        Kind::Text,
+        "\"\"",
+        "Which kind of that scheduler it is, where there are several. Empty: it is found out.",
+    ),
     key(
         "endpoint.launcher",
         Kind::Choice(&pf_launcher::NAMES),
@@ -164,6 +174,64 @@ pub const KEYS: &[Key] = &[
         "[]",
         "Cores kept back from tasks, by the number that the kernel gives them.",
     ),
+    key(
+        "endpoint.queue",
+        Kind::Text,
+        "\"\"",
+        "Queue or partition that blocks are asked for in. Empty: the scheduler's usual one.",
+    ),
+    key(
+        "endpoint.account",
+        Kind::Text,
+        "\"\"",
+        "Account (project) that is charged, where a job does not name one.",
+    ),
+    key("endpoint.qos", Kind::Text, "\"\"", "Quality of service."),
+    key("endpoint.reservation", Kind::Text, "\"\"", "Reservation to run in."),
+    key(
+        "endpoint.constraint",
+        Kind::Text,
+        "\"\"",
+        "Features that nodes must have, in the scheduler's own words.",
+    ),
+    key(
+        "endpoint.cores_per_node",
+        Kind::Int { min: 0, max: 65_536 },
+        "0",
+        "Cores to ask for on each node. 0: what the queue gives.",
+    ),
+    key(
+        "endpoint.gpus_per_node",
+        Kind::Int { min: 0, max: 1_024 },
+        "0",
+        "GPUs to ask for on each node. 0: what the queue gives.",
+    ),
+    key(
+        "endpoint.memory_per_node",
+        Kind::Memory,
+        "\"\"",
+        "Memory to ask for on each node: \"4G\". Empty: what the queue gives.",
+    ),
+    key("endpoint.exclusive", Kind::Bool, "false", "Whole nodes, shared with nobody."),
+    key(
+        "endpoint.options",
+        Kind::Texts,
+        "[]",
+        "More directives for the scheduler, without its prefix: [\"--mail-type=END\"].",
+    ),
+    key(
+        "endpoint.setup",
+        Kind::Texts,
+        "[]",
+        "Shell lines that run on the first node before anything else: [\"module load python\"].",
+    ),
+    key(
+        "endpoint.interfaces",
+        Kind::Texts,
+        "[]",
+        "Interfaces or addresses of this host at which its nodes reach it. Empty: all private ones.",
+    ),
+    key("endpoint.ports", Kind::Text, "\"\"", "Ports that may be used for that: \"9000-9100\". Empty: any."),
     key(
         "endpoint.python",
         Kind::Text,

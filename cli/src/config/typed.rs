@@ -6,7 +6,8 @@ use super::value::{Origin, Value};
 use super::{Sources, Surroundings};
 use crate::allocation::Allocation;
 use crate::error::{CliError, Result};
-use crate::units::duration_ms;
+use crate::units::{duration_ms, memory_bytes};
+use pf_providers::Asks;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -49,6 +50,14 @@ pub struct EndpointConfig {
     pub name: String,
     /// Name of the provider.
     pub provider: String,
+    /// Its dialect; None: it is found out.
+    pub dialect: Option<String>,
+    /// What the scheduler is asked for with every block.
+    pub asks: Asks,
+    /// Interfaces or addresses at which nodes reach the relay; none: all private ones.
+    pub interfaces: Vec<String>,
+    /// Ports for that; None: any.
+    pub ports: Option<(u16, u16)>,
     /// Name of the launcher.
     pub launcher: String,
     /// Blocks to keep.
@@ -118,11 +127,59 @@ impl Reader<'_> {
         duration_ms(&self.text(name)?).map_err(|e| CliError::usage(format!("setting {name}")).because(e))
     }
 
+    /// A text that is not empty.
+    fn some_text(&self, name: &str) -> Result<Option<String>> {
+        Ok(Some(self.text(name)?).filter(|text| !text.is_empty()))
+    }
+
+    fn bool(&self, name: &str) -> Result<bool> {
+        match self.get(name)? {
+            Value::Bool(yes) => Ok(*yes),
+            other => Err(CliError::internal(format!("setting {name} is {other}, neither true nor false"))),
+        }
+    }
+
+    /// `9000-9100`, or one port.
+    fn ports(&self, name: &str, text: &str) -> Result<(u16, u16)> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+        port(first).zip(port(last)).filter(|(first, last)| first <= last).ok_or_else(|| {
+            let origin = self.settings.values.get(name).map_or(Origin::BuiltIn, |v| v.1.clone());
+            CliError::usage(format!("{origin}: {name} = {text:?} is no range of ports"))
+                .hint("write it like \"9000-9100\"")
+        })
+    }
+
+    fn asks(&self, name: &str) -> Result<Asks> {
+        let of = |key: &str| format!("endpoints.{name}.{key}");
+        let memory = self.some_text(&of("memory_per_node"))?;
+        let memory = memory.map(|text| memory_bytes(&text)).transpose();
+        let memory =
+            memory.map_err(|e| CliError::usage(format!("setting {}", of("memory_per_node"))).because(e))?;
+        Ok(Asks {
+            queue: self.some_text(&of("queue"))?,
+            account: self.some_text(&of("account"))?,
+            qos: self.some_text(&of("qos"))?,
+            reservation: self.some_text(&of("reservation"))?,
+            constraint: self.some_text(&of("constraint"))?,
+            cores_per_node: Some(self.count(&of("cores_per_node"))?).filter(|n| *n > 0),
+            gpus_per_node: Some(self.count(&of("gpus_per_node"))?).filter(|n| *n > 0),
+            memory_per_node_mib: memory.map(|bytes| bytes.div_ceil(1 << 20)),
+            exclusive: self.bool(&of("exclusive"))?,
+            options: self.texts(&of("options"))?,
+            setup: self.texts(&of("setup"))?,
+        })
+    }
+
     fn endpoint(&self, name: &str) -> Result<EndpointConfig> {
         let of = |key: &str| format!("endpoints.{name}.{key}");
         let config = EndpointConfig {
             name: name.into(),
             provider: self.text(&of("provider"))?,
+            dialect: self.some_text(&of("dialect"))?,
+            asks: self.asks(name)?,
+            interfaces: self.texts(&of("interfaces"))?,
+            ports: self.some_text(&of("ports"))?.map(|text| self.ports(&of("ports"), &text)).transpose()?,
             launcher: self.text(&of("launcher"))?,
             blocks_min: self.count(&of("blocks_min"))?,
             blocks_max: self.count(&of("blocks_max"))?,

@@ -1,7 +1,7 @@
 //! One configured value and where it came from.
 
 use super::register::Kind;
-use crate::units::duration_ms;
+use crate::units::{duration_ms, memory_bytes};
 use std::fmt;
 use std::path::PathBuf;
 use toml::de::DeValue;
@@ -13,6 +13,8 @@ pub enum Value {
     Text(String),
     /// A number.
     Int(i64),
+    /// Yes or no.
+    Bool(bool),
     /// A list of texts.
     Texts(Vec<String>),
     /// A list of numbers.
@@ -61,6 +63,7 @@ impl fmt::Display for Value {
         match self {
             Value::Text(text) => write!(f, "{text:?}"),
             Value::Int(n) => write!(f, "{n}"),
+            Value::Bool(yes) => write!(f, "{yes}"),
             Value::Texts(list) => write!(f, "{list:?}"),
             Value::Ints(list) => write!(f, "{list:?}"),
         }
@@ -72,6 +75,8 @@ fn expected(kind: Kind) -> String {
         Kind::Text | Kind::Path => "a text in quotes".into(),
         Kind::Choice(words) => format!("one of {words:?}"),
         Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
+        Kind::Bool => "true or false".into(),
+        Kind::Memory => "a size of memory in quotes, like \"512M\" or \"4G\"".into(),
         Kind::Duration => "a duration in quotes, like \"90s\" or \"24h\"".into(),
         Kind::Texts => "a list of texts, like [\"a\", \"b\"]".into(),
         Kind::Ints => "a list of whole numbers, like [0, 1]".into(),
@@ -96,6 +101,7 @@ impl Value {
                 all.collect::<Option<Vec<_>>>().map(Value::Texts)
             }
             (Kind::Int { .. }, DeValue::Integer(_)) => as_int(value).map(Value::Int),
+            (Kind::Bool, DeValue::Boolean(yes)) => Some(Value::Bool(*yes)),
             (_, DeValue::String(text)) => Some(Value::Text(text.to_string())),
             _ => None,
         };
@@ -107,6 +113,7 @@ impl Value {
         let parts = || text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let found = match kind {
             Kind::Int { .. } => text.trim().parse().ok().map(Value::Int),
+            Kind::Bool => text.trim().parse().ok().map(Value::Bool),
             Kind::Texts => Some(Value::Texts(parts().map(str::to_owned).collect())),
             Kind::Ints => parts().map(|p| p.parse().ok()).collect::<Option<Vec<u32>>>().map(Value::Ints),
             _ => Some(Value::Text(text.to_owned())),
@@ -126,6 +133,8 @@ impl Value {
             (Kind::Ints, Value::Ints(_)) => true,
             (Kind::Choice(words), Value::Text(text)) => words.contains(&text.as_str()),
             (Kind::Int { min, max }, Value::Int(n)) => (min..=max).contains(n),
+            (Kind::Bool, Value::Bool(_)) => true,
+            (Kind::Memory, Value::Text(text)) => text.is_empty() || memory_bytes(text).is_ok(),
             (Kind::Duration, Value::Text(text)) => duration_ms(text).is_ok_and(|ms| ms > 0),
             _ => false,
         }
@@ -137,6 +146,7 @@ impl Value {
         match self {
             Value::Text(text) => text.as_str().into(),
             Value::Int(n) => (*n).into(),
+            Value::Bool(yes) => (*yes).into(),
             Value::Texts(list) => list.clone().into(),
             Value::Ints(list) => list.clone().into(),
         }

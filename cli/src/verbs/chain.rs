@@ -207,8 +207,8 @@ fn relay_options(
             ..Scaling::default()
         },
         provider: endpoint.provider.clone(),
-        dialect: None,
-        asks: BTreeMap::new(),
+        dialect: endpoint.dialect.clone(),
+        asks: BTreeMap::from([(String::new(), endpoint.asks.clone())]),
         launcher: endpoint.launcher.clone(),
         program,
         state_dir: relay_state(config, name),
@@ -219,7 +219,7 @@ fn relay_options(
         python: endpoint.python.clone(),
         slots,
         listen: listen_for_managers(endpoint)?,
-        ports: None,
+        ports: endpoint.ports,
         user: user_name(),
         host: host.into(),
         takeover: false,
@@ -229,13 +229,40 @@ fn relay_options(
 
 /// Addresses at which the managers of an endpoint find their relay: loopback where they all run on this host.
 fn listen_for_managers(endpoint: &EndpointConfig) -> Result<Vec<String>> {
+    if !endpoint.interfaces.is_empty() {
+        return addresses_of(&endpoint.interfaces);
+    }
     if endpoint.launcher == "local" {
         return Ok(vec!["127.0.0.1".into()]);
     }
     let found = pf_relay::addresses::private_addresses()
         .map_err(|e| io_error("list the network interfaces of this host", e))?;
     if found.is_empty() {
-        return Err(CliError::usage("this host has no private address at which its nodes could reach it"));
+        let error = CliError::usage("this host has no private address at which its nodes could reach it");
+        return Err(error.hint(format!("set endpoints.{}.interfaces", endpoint.name)));
+    }
+    Ok(found)
+}
+
+/// Addresses of interfaces that are named; what is no name of one is an address itself.
+fn addresses_of(interfaces: &[String]) -> Result<Vec<String>> {
+    let all = pf_relay::addresses::by_interface()
+        .map_err(|e| io_error("list the network interfaces of this host", e))?;
+    let mut found = Vec::new();
+    for wanted in interfaces {
+        let own = all.iter().filter(|(name, _)| name == wanted).map(|(_, ip)| ip.to_string());
+        let before = found.len();
+        found.extend(own);
+        if found.len() == before {
+            if wanted.parse::<std::net::IpAddr>().is_err() {
+                let names = all.iter().map(|(name, _)| name.as_str());
+                return Err(CliError::usage(format!(
+                    "this host has no interface {wanted:?} with an address"
+                ))
+                .hint(crate::config::layers::nearest_hint(wanted, names, "interface")));
+            }
+            found.push(wanted.clone());
+        }
     }
     Ok(found)
 }
