@@ -165,6 +165,10 @@ fn functions(lines: &[&str]) -> Vec<(String, usize)> {
         if !is_fn {
             continue;
         }
+        // A method of a trait without a body.
+        if lines[start..].iter().find(|l| l.ends_with(['{', ';', '}'])).is_some_and(|l| l.ends_with(';')) {
+            continue;
+        }
         let indent = line.len() - trimmed.len();
         let close = format!("{}}}", " ".repeat(indent));
         if let Some(length) = lines[start..].iter().position(|l| *l == close) {
