@@ -5,9 +5,14 @@
 
 pub mod limits;
 mod local;
+pub mod script;
+mod slurm;
+mod slurm_says;
+pub mod supervisor;
 mod words;
 
 pub use local::Local;
+pub use slurm::Slurm;
 
 use pf_protocol::report::BlockState;
 use serde::{Deserialize, Serialize};
@@ -82,7 +87,7 @@ pub struct Plan {
     pub script_on_stdin: bool,
     /// Variables that the command must not see, since its own options come from them too and would win over the script's.
     /// A trailing `*` stands for any rest.
-    pub unset: &'static [&'static str],
+    pub unset: Vec<&'static str>,
 }
 
 /// What a command said.
@@ -259,7 +264,7 @@ pub struct ProviderConfig {
 }
 
 /// Names of all providers.
-pub const NAMES: [&str; 1] = ["local"];
+pub const NAMES: [&str; 2] = ["local", "slurm"];
 
 /// The provider that `config` names.
 ///
@@ -268,6 +273,7 @@ pub const NAMES: [&str; 1] = ["local"];
 pub fn provider(config: &ProviderConfig) -> Result<Box<dyn Provider>, ProviderError> {
     let made: Box<dyn Provider> = match config.name.as_str() {
         "local" => Box::new(Local { program: config.program.clone() }),
+        "slurm" => Box::new(Slurm { user: config.user.clone() }),
         _ => return Err(ProviderError::Unknown { name: config.name.clone(), known: NAMES.join(", ") }),
     };
     match config.dialect.as_deref().filter(|d| *d != made.dialect()) {

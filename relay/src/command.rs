@@ -57,7 +57,7 @@ pub fn run_within(plan: &Plan, stdin: Option<&Path>, limit: Duration) -> Result<
         None => Stdio::null(),
     };
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_unset(plan.unset, &name.to_string_lossy())) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_unset(&plan.unset, &name.to_string_lossy())) {
         command.env_remove(name);
     }
     let mut child = command
@@ -170,7 +170,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("block.sh");
         std::fs::write(&script, "echo ${HOME-none} ${PATH:+path}").unwrap();
-        let plan = Plan { unset: &["HOM*"], ..plan(&["sh"]) };
+        let plan = Plan { unset: vec!["HOM*"], ..plan(&["sh"]) };
         let output = run(&plan, Some(&script)).unwrap();
         assert_eq!(output.stdout, "none path\n");
         assert!(is_unset(&["A", "B*"], "A") && !is_unset(&["A", "B*"], "AB") && is_unset(&["A", "B*"], "BC"));

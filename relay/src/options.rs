@@ -35,6 +35,14 @@ pub struct RelayOptions {
     pub dialect: Option<String>,
     /// What the scheduler is asked for with each shape of block, by its name.
     pub asks: BTreeMap<String, Asks>,
+    /// Time between two status commands, milliseconds; None: the provider's own.
+    pub poll_ms: Option<u64>,
+    /// Time between two submits, milliseconds; None: the provider's own.
+    pub submit_ms: Option<u64>,
+    /// Durable: when the scheduler was asked last, and what it said. One folder for each provider, for all endpoints of the user.
+    pub rates_dir: PathBuf,
+    /// Shared with the blocks: copies of `pf` by their hash.
+    pub bin_dir: PathBuf,
     /// Name of the launcher.
     pub launcher: String,
     /// The `pf` that blocks run; for `local`, also the scheduler.

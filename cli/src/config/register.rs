@@ -25,6 +25,8 @@ pub enum Kind {
     Memory,
     /// A duration as text, `"90s"`, `"24h"`.
     Duration,
+    /// A duration as text; empty: not said.
+    DurationOrEmpty,
     /// A list of texts.
     Texts,
     /// A list of whole numbers from 0.
@@ -224,6 +226,18 @@ pub const KEYS: &[Key] = &[
         Kind::Texts,
         "[]",
         "Shell lines that run on the first node before anything else: [\"module load python\"].",
+    ),
+    key(
+        "endpoint.poll",
+        Kind::DurationOrEmpty,
+        "\"\"",
+        "How often the scheduler is asked where blocks are, at the most, over all your endpoints. Empty: as suits it.",
+    ),
+    key(
+        "endpoint.submit_every",
+        Kind::DurationOrEmpty,
+        "\"\"",
+        "Least time between two submits, over all your endpoints. Empty: as suits the scheduler.",
     ),
     key(
         "endpoint.interfaces",

@@ -54,6 +54,10 @@ pub struct EndpointConfig {
     pub dialect: Option<String>,
     /// What the scheduler is asked for with every block.
     pub asks: Asks,
+    /// Time between two polls, milliseconds; None: the provider's own.
+    pub poll_ms: Option<u64>,
+    /// Time between two submits, milliseconds; None: the provider's own.
+    pub submit_ms: Option<u64>,
     /// Interfaces or addresses at which nodes reach the relay; none: all private ones.
     pub interfaces: Vec<String>,
     /// Ports for that; None: any.
@@ -127,6 +131,10 @@ impl Reader<'_> {
         duration_ms(&self.text(name)?).map_err(|e| CliError::usage(format!("setting {name}")).because(e))
     }
 
+    fn some_duration(&self, name: &str) -> Result<Option<u64>> {
+        self.some_text(name)?.map(|_| self.duration(name)).transpose()
+    }
+
     /// A text that is not empty.
     fn some_text(&self, name: &str) -> Result<Option<String>> {
         Ok(Some(self.text(name)?).filter(|text| !text.is_empty()))
@@ -178,6 +186,8 @@ impl Reader<'_> {
             provider: self.text(&of("provider"))?,
             dialect: self.some_text(&of("dialect"))?,
             asks: self.asks(name)?,
+            poll_ms: self.some_duration(&of("poll"))?,
+            submit_ms: self.some_duration(&of("submit_every"))?,
             interfaces: self.texts(&of("interfaces"))?,
             ports: self.some_text(&of("ports"))?.map(|text| self.ports(&of("ports"), &text)).transpose()?,
             launcher: self.text(&of("launcher"))?,

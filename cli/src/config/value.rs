@@ -77,7 +77,7 @@ fn expected(kind: Kind) -> String {
         Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
         Kind::Bool => "true or false".into(),
         Kind::Memory => "a size of memory in quotes, like \"512M\" or \"4G\"".into(),
-        Kind::Duration => "a duration in quotes, like \"90s\" or \"24h\"".into(),
+        Kind::Duration | Kind::DurationOrEmpty => "a duration in quotes, like \"90s\" or \"24h\"".into(),
         Kind::Texts => "a list of texts, like [\"a\", \"b\"]".into(),
         Kind::Ints => "a list of whole numbers, like [0, 1]".into(),
     }
@@ -135,7 +135,10 @@ impl Value {
             (Kind::Int { min, max }, Value::Int(n)) => (min..=max).contains(n),
             (Kind::Bool, Value::Bool(_)) => true,
             (Kind::Memory, Value::Text(text)) => text.is_empty() || memory_bytes(text).is_ok(),
-            (Kind::Duration, Value::Text(text)) => duration_ms(text).is_ok_and(|ms| ms > 0),
+            (Kind::DurationOrEmpty, Value::Text(text)) if text.is_empty() => true,
+            (Kind::Duration | Kind::DurationOrEmpty, Value::Text(text)) => {
+                duration_ms(text).is_ok_and(|ms| ms > 0)
+            }
             _ => false,
         }
     }

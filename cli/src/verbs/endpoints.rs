@@ -232,6 +232,7 @@ fn block_words(state: &BlockState) -> String {
             BlockEnd::NodeFailed => "ended: a node failed".into(),
             BlockEnd::OutOfMemory => "ended: out of memory".into(),
             BlockEnd::SubmitFailed(why) => with("submit failed", why),
+            BlockEnd::LaunchFailed(why) => with("start failed", why),
             BlockEnd::Unknown(text) => with("ended: nobody can tell how", text),
         },
     }

@@ -53,6 +53,8 @@ pub enum BlockEnd {
     OutOfMemory,
     /// The submit itself failed; the scheduler's words.
     SubmitFailed(String),
+    /// The scheduler took it and could not start it; its words.
+    LaunchFailed(String),
     /// Nobody can tell any more.
     Unknown(String),
 }

@@ -241,6 +241,7 @@ pub(crate) fn end_words(end: &BlockEnd) -> String {
         BlockEnd::NodeFailed => "a node failed".into(),
         BlockEnd::OutOfMemory => "out of memory".into(),
         BlockEnd::SubmitFailed(words) => format!("the submit failed: {words}"),
+        BlockEnd::LaunchFailed(words) => format!("the scheduler could not start it: {words}"),
         BlockEnd::Unknown(words) => format!("nobody can tell why: {words}"),
     }
 }
