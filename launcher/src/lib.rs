@@ -4,6 +4,7 @@
 
 mod each;
 pub mod hostlist;
+pub mod job;
 pub mod limits;
 mod local;
 mod mpiexec;
@@ -114,6 +115,11 @@ pub trait Launcher: Send + Sync {
 
     /// Whether a second launch (an MPI program) can run beside the managers.
     fn coexists(&self) -> bool;
+
+    /// Whether the pilot starts the processes themselves. Else a launcher stands between, whose own end proves nothing when something ended it.
+    fn is_direct(&self) -> bool {
+        false
+    }
 
     /// Whether processes get the pilot's environment. Where they do not, the pilot leaves it in a file for the managers.
     fn passes_environment(&self) -> bool {

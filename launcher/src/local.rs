@@ -23,6 +23,10 @@ impl Launcher for Local {
         true
     }
 
+    fn is_direct(&self) -> bool {
+        true
+    }
+
     fn nodes(&self, place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
         let (host, asked) = (&place.host, place.asked);
         // Several "nodes" of one machine let a whole block be tried without a cluster; each gets a manager.

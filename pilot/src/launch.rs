@@ -51,6 +51,7 @@ impl Managers {
         if let Some(path) = &environment {
             argv.extend(["--environment".into(), path.to_string_lossy().into_owned()]);
         }
+        argv.extend((!launcher.is_direct()).then(|| "--guard".into()));
         argv.extend(launcher.tethers().then(|| "--tether".into()));
         let plan = LaunchPlan { argv, nodes, env: BTreeMap::new() };
         Ok(Managers { launcher, plan, environment, walltime_end, running: BTreeMap::new() })
@@ -68,7 +69,7 @@ impl Managers {
             Ok(launches) => launches,
             Err(error) => {
                 let all = (0..=u16::MAX).take(self.plan.nodes.len()).collect();
-                return ended(all, &format!("could not be started: {error}"), false);
+                return ended(all, &format!("could not be started: {error}"), false, true);
             }
         };
         let mut failed = Vec::new();
@@ -76,7 +77,7 @@ impl Managers {
             log(&format!("starts {}", launch.argv.join(" ")));
             if let Err(error) = self.spawn(&launch) {
                 let how = format!("could not be started: {}: {error}", launch.argv[0]);
-                failed.extend(ended(launch.nodes, &how, false));
+                failed.extend(ended(launch.nodes, &how, false, true));
             }
         }
         failed
@@ -128,16 +129,21 @@ impl Managers {
         let mut ends = Vec::new();
         let pids: Vec<i32> = self.running.keys().copied().collect();
         for pid in pids {
-            let (how, ok) = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => (format!("exit {code}"), code == 0),
-                Ok(WaitStatus::Signaled(_, signal, _)) => (format!("signal {}", signal as i32), false),
+            let direct = self.launcher.is_direct();
+            let (how, ok, proof) = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+                // Guards and managers end with 0 or 1, and nothing of theirs runs then. Any other code is the launcher's own: a connection that broke,
+                // a node that is gone. What runs on the nodes then may run still.
+                Ok(WaitStatus::Exited(_, code)) => (format!("exit {code}"), code == 0, direct || code < 2),
+                Ok(WaitStatus::Signaled(_, signal, _)) => {
+                    (format!("signal {}", signal as i32), false, direct)
+                }
                 Ok(_) => continue,
-                Err(error) => (error.to_string(), false),
+                Err(error) => (error.to_string(), false, direct),
             };
             let nodes = self.running.remove(&pid).map_or_else(Vec::new, |running| running.nodes);
             // Its end is the proof on which its tasks are run elsewhere: what it left running must have ended before it is told.
             children::end_children_but(|child| self.running.contains_key(&child));
-            ends.extend(ended(nodes, &how, ok));
+            ends.extend(ended(nodes, &how, ok, proof));
         }
         ends
     }
@@ -152,6 +158,6 @@ impl Drop for Managers {
     }
 }
 
-fn ended(nodes: Vec<u16>, how: &str, ok: bool) -> Vec<PilotInput> {
-    nodes.into_iter().map(|node| PilotInput::ManagerEnded { node, how: how.into(), ok }).collect()
+fn ended(nodes: Vec<u16>, how: &str, ok: bool, proof: bool) -> Vec<PilotInput> {
+    nodes.into_iter().map(|node| PilotInput::ManagerEnded { node, how: how.into(), ok, proof }).collect()
 }

@@ -4,10 +4,12 @@
 
 mod capture;
 mod children;
+mod claim;
 mod command;
 mod environment;
 mod files;
 mod gpus;
+mod guard;
 mod launch;
 mod limits;
 mod manager;

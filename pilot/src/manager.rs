@@ -6,7 +6,7 @@ use crate::limits::MANAGER_BEFORE_PILOT_MS;
 use crate::node::{ManagerNode, Parts};
 use crate::output::OutputLog;
 use crate::spawn::Spawners;
-use crate::{environment, node_shape, process, ticket};
+use crate::{environment, guard, node_shape, process, ticket};
 use pf_launcher::NODE_NAME_VARIABLE;
 use pf_link::Timing;
 use pf_manager_core::{ManagerConfig, ManagerCore};
@@ -53,15 +53,18 @@ pub struct ManagerArgs {
     pub node: String,
     /// File with the pilot's environment, where the launcher does not pass it.
     pub environment: Option<PathBuf>,
+    /// Whether this process only watches over the manager, which is its child.
+    pub guard: bool,
     /// Whether the end of standard input is an order to end.
     pub tether: bool,
 }
 
 impl ManagerArgs {
-    /// The arguments without the environment, which is taken once.
-    fn again(&self) -> Vec<OsString> {
+    /// The arguments of the next process: the environment is taken once, and then a guard watches over a manager without one.
+    fn next(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["manager".into(), "--ticket".into(), self.ticket.clone().into()];
         args.extend(["--node".into(), self.node.clone().into()]);
+        args.extend((self.guard && self.environment.is_some()).then(|| "--guard".into()));
         args.extend(self.tether.then(|| "--tether".into()));
         args
     }
@@ -71,9 +74,15 @@ impl ManagerArgs {
 /// begin, and stderr says why.
 pub fn manager_main(args: &ManagerArgs) -> ExitCode {
     if let Some(path) = &args.environment {
-        let source = environment::take(path, &args.again());
+        let source = environment::take(path, &args.next());
         let what = format!("take the pilot's environment from {}", path.display());
         return process::exit_code("manager", Err(ManagerError::Io { what, source }));
+    }
+    if args.guard {
+        return match guard::watch_over(&args.next()) {
+            Ok(code) => code.into(),
+            Err(error) => process::exit_code("manager", Err(io_error("watch over the manager")(error))),
+        };
     }
     process::exit_code("manager", run(args))
 }

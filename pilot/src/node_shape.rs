@@ -1,6 +1,6 @@
 //! From what the hardware is to what the manager carves: reserved cores, overrides, more slots than cores.
 
-use crate::gpus::GpuEnv;
+use crate::gpus::{GpuEnv, VisibleGpus};
 use crate::topology::{self, GpuVendor};
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
@@ -16,18 +16,23 @@ pub(crate) fn local(ticket: &Ticket) -> (NodeShape, GpuEnv) {
     });
     // Several "nodes" on one machine would be bound to the same cores.
     let shared = ticket.launcher == "local" && ticket.nodes > 1;
-    shape(&found, &ticket.slots, !shared)
+    shape(&found, &ticket.slots, &VisibleGpus::own(), !shared)
 }
 
 /// What a manager on this machine will offer: so that a local endpoint can refuse what it can never run before it has a manager.
 #[must_use]
 pub fn local_capacity(plan: &SlotPlan) -> NodeCapacity {
     let found = topology::read_local().unwrap_or_else(|_| from_affinity());
-    shape(&found, plan, true).0.capacity()
+    shape(&found, plan, &VisibleGpus::own(), true).0.capacity()
 }
 
 /// What is carved. `pin` is false where others use the same cores.
-fn shape(found: &topology::NodeShape, plan: &SlotPlan, pin: bool) -> (NodeShape, GpuEnv) {
+fn shape(
+    found: &topology::NodeShape,
+    plan: &SlotPlan,
+    visible: &VisibleGpus,
+    pin: bool,
+) -> (NodeShape, GpuEnv) {
     let reserved = |core: &&topology::Core| !core.pus.iter().any(|pu| plan.reserved_cores.contains(pu));
     let usable: Vec<&topology::Core> = found.cores.iter().filter(reserved).collect();
     let count = plan.cores_override.map_or(usable.len(), |n| n as usize).max(1);
@@ -37,25 +42,30 @@ fn shape(found: &topology::NodeShape, plan: &SlotPlan, pin: bool) -> (NodeShape,
         .collect::<Vec<_>>();
     let mut gpus: Vec<Gpu> = Vec::new();
     let mut env = GpuEnv::default();
-    match plan.gpus_override {
-        Some(count) => {
-            for n in 0..count {
-                gpus.push(Gpu { name: format!("gpu{n}"), near: Vec::new() });
-                env.0.push((GpuVendor::Nvidia, n));
-            }
-        }
-        None => {
-            for gpu in &found.gpus {
-                let near = (0..cores.len())
-                    .filter(|&n| cores[n].pus.iter().any(|pu| gpu.pus.contains(pu)))
-                    .collect();
-                gpus.push(Gpu { name: gpu.model.clone(), near });
-                env.0.push((gpu.vendor, gpu.index));
-            }
-        }
+    let pretended = plan.gpus_override.map(|count| (0..count).map(pretended_gpu).collect::<Vec<_>>());
+    for (vendor, name, gpu) in visible.of(pretended.as_ref().unwrap_or(&found.gpus)) {
+        let near = |gpu: &topology::Gpu| {
+            (0..cores.len()).filter(|&n| cores[n].pus.iter().any(|pu| gpu.pus.contains(pu))).collect()
+        };
+        let model = gpu.map_or_else(|| format!("gpu {name}"), |gpu| gpu.model.clone());
+        gpus.push(Gpu { name: model, near: gpu.map(near).unwrap_or_default() });
+        env.0.push((vendor, name));
     }
     let memory_bytes = found.memory_bytes;
     (NodeShape { cores, gpus, memory_bytes, ..NodeShape::default() }, env)
+}
+
+/// For tests and odd machines: taken for NVIDIA's, near to no core.
+fn pretended_gpu(index: u32) -> topology::Gpu {
+    topology::Gpu {
+        index,
+        vendor: GpuVendor::Nvidia,
+        model: format!("gpu{index}"),
+        pci: String::new(),
+        numa: None,
+        pus: Vec::new(),
+        memory_bytes: None,
+    }
 }
 
 /// Every CPU of the affinity mask as a core of its own.
@@ -113,19 +123,49 @@ mod tests {
     #[test]
     fn reserved_cores_are_left_out_and_gpus_know_their_cores() {
         let plan = SlotPlan { reserved_cores: vec![0], ..SlotPlan::default() };
-        let (shape, env) = shape(&machine(), &plan, true);
+        let (shape, env) = shape(&machine(), &plan, &VisibleGpus::default(), true);
         assert_eq!(shape.cores.iter().map(|c| c.pus[0]).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!((&shape.gpus[0].near[..], &shape.gpus[1].near[..]), (&[1, 2][..], &[0][..]));
         assert_eq!(env.variables(&[1]), [("ROCR_VISIBLE_DEVICES", "1".to_string())]);
     }
 
     #[test]
+    fn gpus_that_the_batch_system_did_not_give_are_not_offered() {
+        let visible = VisibleGpus::read(|_| Some("1".into()));
+        let (own, env) = shape(&machine(), &SlotPlan::default(), &visible, true);
+        assert_eq!((own.gpus.len(), &own.gpus[0].near[..]), (1, &[0, 1][..]));
+        assert_eq!(env.variables(&[0]), [("ROCR_VISIBLE_DEVICES", "1".to_string())]);
+        // Also of those that are pretended.
+        let plan = SlotPlan { gpus_override: Some(4), ..SlotPlan::default() };
+        assert_eq!(shape(&machine(), &plan, &visible, true).0.gpus.len(), 1);
+        assert_eq!(shape(&machine(), &plan, &VisibleGpus::default(), true).0.gpus.len(), 4);
+    }
+
+    #[test]
     fn more_slots_than_cores_are_not_bound() {
         let plan = |n| SlotPlan { cores_override: Some(n), ..SlotPlan::default() };
-        assert!(shape(&machine(), &plan(5), true).0.cores.iter().all(|c| c.pus.is_empty()));
-        assert!(shape(&machine(), &plan(4), true).0.cores.iter().all(|c| !c.pus.is_empty()));
-        assert!(shape(&machine(), &plan(2), false).0.cores.iter().all(|c| c.pus.is_empty()));
-        assert_eq!(shape(&machine(), &plan(0), true).0.cores.len(), 1);
+        assert!(
+            shape(&machine(), &plan(5), &VisibleGpus::default(), true)
+                .0
+                .cores
+                .iter()
+                .all(|c| c.pus.is_empty())
+        );
+        assert!(
+            shape(&machine(), &plan(4), &VisibleGpus::default(), true)
+                .0
+                .cores
+                .iter()
+                .all(|c| !c.pus.is_empty())
+        );
+        assert!(
+            shape(&machine(), &plan(2), &VisibleGpus::default(), false)
+                .0
+                .cores
+                .iter()
+                .all(|c| c.pus.is_empty())
+        );
+        assert_eq!(shape(&machine(), &plan(0), &VisibleGpus::default(), true).0.cores.len(), 1);
     }
 
     #[test]

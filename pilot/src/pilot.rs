@@ -1,12 +1,13 @@
 //! The process `pf pilot`: started by the batch script on the first node of a block. It starts the managers, watches them and the clock.
 
+use crate::claim::{Claim, Claimed};
 use crate::launch::Managers;
 use crate::limits::WARNED_GRACE_MS;
 use crate::{process, ticket};
 use bytes::Bytes;
 use nix::sys::signalfd::SignalFd;
 use pf_launcher::limits::NODE_LIST_BYTES_MAX;
-use pf_launcher::{LauncherError, Place, launcher, nodelist};
+use pf_launcher::{LauncherError, Place, job, launcher, nodelist};
 use pf_link::Timing;
 use pf_manager_core::{PilotConfig, PilotCore, PilotEffect, PilotInput};
 use pf_protocol::Micros;
@@ -20,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const SIGNALS: u64 = 1;
 
-/// Variables in which batch systems say the id of the job.
-const ID_VARIABLES: [&str; 5] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "COBALT_JOBID", "PF_LOCAL_JOB_ID"];
+/// Exit code of a pilot whose block another one has.
+const EXIT_CLAIMED: i32 = 2;
 
 /// Why a pilot cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -56,15 +57,21 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     let env = process::text_environment();
     let host = process::host();
     let launcher = launcher(&ticket.launcher)?;
+    let incarnation = process::random()?;
+    if let Some(other) = claimed_by_another(ticket_path, &env, &host, incarnation) {
+        log(&format!("exit {EXIT_CLAIMED}: block {} has a pilot already: {other}", ticket.block));
+        return Ok(EXIT_CLAIMED);
+    }
     let place = Place { node_file: read_node_file(&env)?, env, host, asked: ticket.nodes };
     let nodes = launcher.nodes(&place)?;
-
-    let incarnation = process::random()?;
-    let walltime_end = now_us().saturating_add(ticket.walltime_ms.saturating_mul(1_000));
+    // The scheduler knows better than what was asked of it: it rounds, and partitions have limits.
+    let left_ms = job::left_ms(&place.env, process::clock_ms()).unwrap_or(ticket.walltime_ms);
+    log(&format!("{} node(s) by {}, {} s left", nodes.len(), launcher.name(), left_ms / 1_000));
+    let walltime_end = now_us().saturating_add(left_ms.saturating_mul(1_000));
     let config = PilotConfig {
         block: ticket.block,
         incarnation,
-        scheduler_id: ID_VARIABLES.iter().find_map(|name| place.env.get(*name).cloned()),
+        scheduler_id: job::id(&place.env).map(String::from),
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         walltime_end,
         host: place.host,
@@ -79,6 +86,7 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
         ticket_path: ticket_path.into(),
         managers: Managers::new(launcher, nodes, ticket_path, walltime_end, incarnation)
             .map_err(|source| PilotError::Io { what: "find this program", source })?,
+        addresses: Addresses::default(),
         signals,
         exit: exit.clone(),
     };
@@ -88,6 +96,30 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
     drop(reactor);
     let code = *exit.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(code)
+}
+
+/// Claims the block; the line of who has it, if another has.
+fn claimed_by_another(
+    ticket: &Path,
+    env: &BTreeMap<String, String>,
+    host: &str,
+    incarnation: u64,
+) -> Option<String> {
+    let claim = Claim {
+        scheduler_id: job::id(env).unwrap_or_default().into(),
+        restarts: job::restarts(env),
+        incarnation,
+        host: host.into(),
+    };
+    match claim.make(ticket.parent().unwrap_or(Path::new("."))) {
+        Ok(Claimed::Ours) => None,
+        Ok(Claimed::Theirs(line)) => Some(line),
+        Err(error) => {
+            // The relay still refuses a second one, as long as it remembers the first.
+            log(&format!("the block cannot be claimed in its folder: {error}"));
+            None
+        }
+    }
 }
 
 /// The text of the scheduler's list of nodes, where it is a file.
@@ -110,8 +142,33 @@ struct PilotNode {
     core: PilotCore,
     ticket_path: PathBuf,
     managers: Managers,
+    addresses: Addresses,
     signals: SignalFd,
     exit: Arc<Mutex<i32>>,
+}
+
+/// What became of each address of the ticket, for people: finding the relay from a compute node is where most set-ups fail.
+#[derive(Default)]
+struct Addresses {
+    tried: BTreeMap<u64, String>,
+    /// What was last said of each.
+    said: BTreeMap<String, String>,
+}
+
+impl Addresses {
+    /// Logs what happened to a connection, unless that is what happened to its address before.
+    fn say(&mut self, conn: u64, what: &str) {
+        let Some(address) = self.tried.get(&conn) else { return };
+        if self.said.get(address).is_none_or(|before| before != what) {
+            log(&format!("relay at {address}: {what}"));
+            self.said.insert(address.clone(), what.into());
+        }
+    }
+
+    fn closed(&mut self, conn: u64, why: &str) {
+        self.say(conn, why);
+        self.tried.remove(&conn);
+    }
 }
 
 impl PilotNode {
@@ -130,7 +187,10 @@ impl PilotNode {
         match effect {
             PilotEffect::Dial => return vec![PilotInput::Dialled { conns: self.dial(out) }],
             PilotEffect::Frame { conn, bytes } => out.send(Conn(conn), bytes),
-            PilotEffect::CloseConn { conn } => out.close(Conn(conn)),
+            PilotEffect::CloseConn { conn } => {
+                self.addresses.closed(conn, "given up: another answered first, or nothing came in time");
+                out.close(Conn(conn));
+            }
             PilotEffect::SetTimer { at: Some(at) } => out.set_timer(at),
             PilotEffect::SetTimer { at: None } => out.clear_timer(),
             PilotEffect::StartManagers => return self.managers.start(now),
@@ -150,7 +210,12 @@ impl PilotNode {
         let specs =
             ticket::read(&self.ticket_path).and_then(|ticket| ticket::dial_specs(&self.ticket_path, &ticket));
         match specs {
-            Ok(specs) => specs.iter().map(|spec| out.dial(spec).0).collect(),
+            Ok(specs) => {
+                let conns: Vec<u64> = specs.iter().map(|spec| out.dial(spec).0).collect();
+                let addresses = specs.iter().map(|spec| spec.address.clone());
+                self.addresses.tried.extend(conns.iter().copied().zip(addresses));
+                conns
+            }
             Err(error) => {
                 log(&format!("the ticket cannot be used now: {error}"));
                 Vec::new()
@@ -172,6 +237,7 @@ impl Node for PilotNode {
     }
 
     fn on_connected(&mut self, now: u64, conn: Conn, out: &mut Outbox) {
+        self.addresses.say(conn.0, "connected");
         self.give(now, PilotInput::Connected { conn: conn.0 }, out);
     }
 
@@ -180,7 +246,7 @@ impl Node for PilotNode {
     }
 
     fn on_closed(&mut self, now: u64, conn: Conn, reason: CloseReason, out: &mut Outbox) {
-        log(&format!("a connection to the relay is over: {reason}"));
+        self.addresses.closed(conn.0, &reason.to_string());
         self.give(now, PilotInput::ConnClosed { conn: conn.0 }, out);
     }
 

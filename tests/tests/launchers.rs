@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
 
 use pf_tests::ranks::{Program, allowed_cpus, run_programs};
-use pf_tests::site::Site;
+use pf_tests::site::{Ran, Site, kill_hard, wait_for};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -122,6 +122,63 @@ fn managers_by_hydra() {
     if installed("mpiexec.hydra").is_some() {
         managers_run("hydra", &["localhost"], "PBS_NODEFILE");
     }
+}
+
+#[test]
+fn a_killed_manager_leaves_nothing_running_and_its_task_runs_again_at_once() {
+    let mut site = Site::new();
+    let tools = tools(&site);
+    let config = site.path().join("conf.toml");
+    fs::write(&config, "[endpoints.local]\nlauncher = \"pbs_tmrsh\"\nnodes_per_block = 2\n").unwrap();
+    fs::write(site.path().join("nodes"), "a\nb\n").unwrap();
+    site.set("PATH", format!("{}:{}", tools.display(), std::env::var("PATH").unwrap()));
+    site.set("PBS_NODEFILE", site.path().join("nodes").display().to_string());
+    let pids = site.path().join("pids");
+    fs::create_dir(&pids).unwrap();
+    // The first attempt does not heed SIGTERM and would run for ever; the second looks whether it still does.
+    let script = "trap '' TERM; first=$(ls); echo $$ > $PF_ATTEMPT
+        if [ -z \"$first\" ]; then while :; do sleep 1; done; fi
+        if kill -0 $(cat $first) 2>/dev/null; then echo still there; else echo it is gone; fi";
+    let dir = pids.display().to_string();
+    let args = ["--config", config.to_str().unwrap(), "run", "--cwd", &dir, "--", "sh", "-c", script];
+    let began = std::time::Instant::now();
+    let running = site.spawn(&args);
+    let task: i32 = wait_for("the task to begin", || {
+        let file = fs::read_dir(&pids).ok()?.next()?.ok()?.path();
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    });
+    let stat = fs::read_to_string(format!("/proc/{task}/stat")).unwrap();
+    let manager: i32 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kill_hard(manager);
+    let ran = running.end();
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "it is gone"), "{ran:?}");
+    // Without proof it would have waited for the lease.
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_second_pilot_leaves_at_once() {
+    let site = Site::new();
+    let job = site.pf(&["submit", "--quiet", "--", "sleep", "600"]).expect_code(0).stdout.trim().to_owned();
+    let ticket = wait_for("a manager", || {
+        let manager = site.pids().into_iter().find(|(_, line)| line.contains(" manager "))?.1;
+        let ticket = manager.split("--ticket ").nth(1)?.split(' ').next()?.to_owned();
+        Some(ticket)
+    });
+    let managers = || site.pids_of(" manager ").len();
+    let before = managers();
+    let second = |says: &str| {
+        let began = std::time::Instant::now();
+        let ran = Ran::of(&mut site.command(&["pilot", "--ticket", &ticket])).expect_code(2);
+        assert!(began.elapsed().as_millis() < 1_000, "{:?}", began.elapsed());
+        ran.says(&[says]);
+        assert_eq!(managers(), before);
+    };
+    second("has a pilot already");
+    // Without the file it is the relay that knows.
+    fs::remove_file(Path::new(&ticket).with_file_name("claim-0")).unwrap();
+    second("the relay refused this pilot");
+    let _ = site.pf(&["cancel", &job]).expect_code(0);
 }
 
 /// Two MPI programs at once, each on its half of the cores, and then one whose ranks fail differently.

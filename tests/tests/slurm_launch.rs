@@ -1,9 +1,10 @@
 //! srun and Slurm's lists of nodes, on the real Slurm.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
-
+use pf_tests::notes::Notes;
 use pf_tests::ranks::{Program, allowed_cpus, run_programs};
+use pf_tests::site::{pf_binary, wait_for};
 use pf_tests::slurm::Cluster;
+use std::fs;
 
 /// Small numbers without a library for them: the lists need only differ.
 struct Chance(u64);
@@ -44,7 +45,7 @@ fn lists_of_nodes_are_expanded_as_scontrol_does() {
     for _ in 0..200 {
         let list = chance.hostlist();
         let theirs = cluster.slurm(&["scontrol", "show", "hostnames", &list]).expect_code(0).stdout.clone();
-        let ours = pf_launcher::hostlist::expand(&list).unwrap();
+        let ours = pf_launcher::hostlist::expand(&list).expect("it is a list");
         assert_eq!(ours, theirs.lines().collect::<Vec<_>>(), "{list}");
     }
 }
@@ -73,7 +74,7 @@ fn programs_side_by_side_under_srun() {
     ];
     let _ = cluster.slurm(&salloc).expect_code(0);
     let id = cluster.queue("ranks")[0].id.clone();
-    let tools = tempfile::tempdir().unwrap();
+    let tools = tempfile::tempdir().expect("a folder");
     let (conf, job) = (format!("SLURM_CONF={}", cluster.conf().display()), format!("SLURM_JOB_ID={id}"));
     // What a batch script of this shape would have: it must not shape the steps.
     let prefix = ["env", &conf, &job, "SLURM_NTASKS=8", "SLURM_NTASKS_PER_NODE=4", "SLURM_CPUS_PER_TASK=2"];
@@ -102,4 +103,30 @@ fn programs_side_by_side_under_srun() {
     };
     assert_eq!(run_programs("srun", tools.path(), &prefix, &[fails])[0].code, 7);
     let _ = cluster.slurm(&["scancel", &id]).expect_code(0);
+}
+
+/// One srun holds all managers. When a node of four is lost, those of the others go on, and so does the job.
+#[test]
+fn the_loss_of_a_node_leaves_the_others_at_work() {
+    let Some(cluster) = Cluster::alone() else { return };
+    let site = cluster.site();
+    let notes = Notes::new(&site);
+    let script = notes.script("sleep 0.3");
+    let line = format!("exec '{}' run --array 1-2000 -- sh -c '{script}'", pf_binary().display());
+    let id = cluster.sbatch(&site, &["-N4", "--exclusive", "--no-kill", "-t", "5"], &line);
+    let nodes = ["n1", "n2", "n3", "n4"].map(String::from);
+    wait_for("tasks on all nodes", || (notes.nodes() == nodes.clone().into()).then_some(()));
+    cluster.control(&["node-kill", "n3"]);
+    let before = notes.done().len();
+    // Far more than could have been at the end of their way when the node was lost.
+    wait_for("the others to go on", || (notes.done().len() > before + 60).then_some(()));
+    assert_eq!(
+        cluster.job_field(&id, "JobState").as_deref(),
+        Some("RUNNING"),
+        "{}",
+        fs::read_to_string(site.path().join("out")).unwrap_or_default()
+    );
+    let _ = cluster.slurm(&["scancel", &id]).expect_code(0);
+    let _ = cluster.end_of(&id);
+    cluster.control(&["node-start", "n3"]);
 }

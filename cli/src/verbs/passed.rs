@@ -17,13 +17,14 @@ pub fn pilot(args: &[OsString]) -> Result<ExitCode> {
     Ok(pf_pilot::pilot_main(&PathBuf::from(value(args, "--ticket")?)))
 }
 
-/// `pf manager --ticket FILE --node N [--environment FILE] [--tether]`, where N is a number or the variable in which the launcher says it.
+/// `pf manager --ticket FILE --node N [--environment FILE] [--guard] [--tether]`, where N is a number or the variable in which the launcher says it.
 pub fn manager(args: &[OsString]) -> Result<ExitCode> {
     let environment = args.iter().any(|a| a == "--environment");
     Ok(pf_pilot::manager_main(&pf_pilot::ManagerArgs {
         ticket: PathBuf::from(value(args, "--ticket")?),
         node: value(args, "--node")?.to_string_lossy().into_owned(),
         environment: if environment { Some(PathBuf::from(value(args, "--environment")?)) } else { None },
+        guard: args.iter().any(|a| a == "--guard"),
         tether: args.iter().any(|a| a == "--tether"),
     }))
 }

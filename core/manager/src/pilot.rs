@@ -75,6 +75,8 @@ pub enum PilotInput {
         how: String,
         /// Whether it ended as it should, with exit code 0.
         ok: bool,
+        /// Whether it is certain that nothing of it runs. Else the relay is not told, and waits for the manager's lease.
+        proof: bool,
     },
     /// The process was told to end by its host.
     Stop {
@@ -154,6 +156,13 @@ enum State {
     Over,
 }
 
+#[derive(Debug)]
+struct Ended {
+    how: String,
+    ok: bool,
+    proof: bool,
+}
+
 /// What is done to managers that have not ended, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -169,8 +178,8 @@ pub struct PilotCore {
     dial: Dial,
     state: State,
     epoch: Epoch,
-    /// Managers that have ended, and how.
-    ended: BTreeMap<u16, (String, bool)>,
+    /// Managers that have ended, or were lost sight of.
+    ended: BTreeMap<u16, Ended>,
     armed: Option<Micros>,
 }
 
@@ -219,8 +228,8 @@ impl PilotCore {
             PilotInput::ConnClosed { conn } => self.dial.on_closed(now, conn, &mut events),
             PilotInput::Timer => self.armed = None,
             PilotInput::ClockGap { gap_us } => self.dial.on_clock_gap(now, gap_us),
-            PilotInput::ManagerEnded { node, how, ok } => {
-                self.on_manager_ended(now, node, how, ok, &mut links, out)
+            PilotInput::ManagerEnded { node, how, ok, proof } => {
+                self.on_manager_ended(now, node, Ended { how, ok, proof }, &mut links, out);
             }
             PilotInput::Stop { reason, grace_ms } => {
                 self.end(now, &reason, (now, Step::Drain), grace_ms.saturating_mul(1_000), out);
@@ -310,21 +319,22 @@ impl PilotCore {
         &mut self,
         now: Micros,
         node: u16,
-        how: String,
-        ok: bool,
+        end: Ended,
         links: &mut Vec<DialEffect>,
         out: &mut Vec<PilotEffect>,
     ) {
         if usize::from(node) >= self.config.nodes.len() {
             return;
         }
-        out.push(PilotEffect::Log { text: format!("manager {node} ended: {how}") });
-        self.ended.insert(node, (how, ok));
+        let seen = if end.proof { "ended" } else { "was lost sight of" };
+        out.push(PilotEffect::Log { text: format!("manager {node} {seen}: {}", end.how) });
+        self.ended.insert(node, end);
         self.report(now, links);
     }
 
     fn report(&mut self, now: Micros, links: &mut Vec<DialEffect>) {
-        let ended = self.ended.iter().map(|(node, (how, _))| (*node, how.clone())).collect();
+        let proven = self.ended.iter().filter(|(_, end)| end.proof);
+        let ended = proven.map(|(node, end)| (*node, end.how.clone())).collect();
         self.dial.send(now, PilotReport { walltime_left_ms: self.left_ms(now), ended }.into(), links);
     }
 
@@ -411,7 +421,7 @@ impl PilotCore {
             return;
         }
         let asked = matches!(self.state, State::Ending { .. });
-        let failed = self.ended.values().filter(|(_, ok)| !ok).count();
+        let failed = self.ended.values().filter(|end| !end.ok).count();
         let code = if failed > 0 && !asked { EXIT_MANAGERS_FAILED } else { 0 };
         let reason = format!("all managers ended, {failed} of {} not well", self.ended.len());
         self.state = State::Over;
