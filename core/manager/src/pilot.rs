@@ -443,3 +443,6 @@ impl PilotCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Python workers: kept warm, piped to, lost.
+
+use super::rig::{Rig, SECOND, exit, killed, python};
+use crate::{Input, WorkerAnswer, WorkerEnd};
+use bytes::Bytes;
+use pf_protocol::AttemptId;
+use pf_protocol::job::JobSpec;
+use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
+use std::collections::VecDeque;
+
+#[test]
+fn workers_stay_warm_and_short_tasks_are_piped() {
+    let mut rig = Rig::new(2);
+    rig.define(1, python());
+    rig.dispatch(1, 100);
+    assert_eq!(rig.workers.len(), 2);
+    let piped = |rig: &Rig| rig.workers.values().map(VecDeque::len).collect::<Vec<_>>();
+    assert_eq!(piped(&rig), [1, 1], "nothing is piped before it is known how long a task takes");
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.give(Input::WorkerUp { worker: 2 });
+    rig.answer(1, 1, 90);
+    assert_eq!(piped(&rig), [50, 49], "5 ms of 100 µs");
+    rig.answer(1, 50, 90);
+    rig.answer(2, 49, 90);
+    assert_eq!(rig.core.counts(), (0, 0));
+    rig.turn_end();
+    assert_eq!(rig.outcomes().len(), 100);
+    rig.dispatch(1, 1);
+    assert_eq!(rig.workers.len(), 2, "a warm worker takes it");
+}
+
+#[test]
+fn long_python_tasks_are_not_piped() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    rig.dispatch(1, 4);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.answer(1, 1, 20_000);
+    assert_eq!(rig.workers[&1].len(), 1);
+    assert_eq!(rig.core.counts(), (2, 1));
+}
+
+#[test]
+fn a_dead_worker_loses_one_task_and_gives_back_the_others() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    let ids = rig.dispatch(1, 10);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.answer(1, 1, 10);
+    // Tasks 2 to 10 are in its pipe. Two ended, their answers were not flushed; the third was running.
+    rig.give(Input::WorkerGone { worker: 1, end: WorkerEnd::Ended { end: killed(11), marked: 3 } });
+    rig.turn_end();
+    let lost: Vec<_> = rig.outcomes().into_iter().filter(|o| o.kind == OutcomeKind::WorkerLost).collect();
+    assert_eq!(lost.len(), 1);
+    assert_eq!(lost[0].attempt, ids[3]);
+    let error = lost[0].error.as_ref().unwrap();
+    assert_eq!(error.message, "the worker process was killed by signal 11 (SIGSEGV) while it ran this task");
+    assert_eq!(rig.core.counts(), (8, 0));
+    rig.give(Input::WorkerUp { worker: 2 });
+    let order: Vec<AttemptId> = rig.workers[&2].iter().map(|t| t.attempt).collect();
+    assert_eq!(order, [&ids[1..3], &ids[4..]].concat(), "in the order in which they came");
+}
+
+#[test]
+fn a_python_that_is_missing_refuses_its_tasks_and_only_for_a_while() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    rig.dispatch(1, 5);
+    let error = ErrorDetail { message: "no such interpreter".into(), ..ErrorDetail::default() };
+    rig.give(Input::WorkerGone { worker: 1, end: WorkerEnd::NotStarted(error) });
+    rig.turn_end();
+    assert!(rig.outcomes().iter().all(|o| o.kind == OutcomeKind::Refused && o.ran == Ran::No));
+    assert_eq!(rig.outcomes().len(), 5);
+    rig.wait_until(rig.now + 11 * SECOND);
+    rig.workers.clear();
+    rig.dispatch(1, 1);
+    assert_eq!(rig.workers.len(), 1, "it is tried again");
+}
+
+#[test]
+fn a_worker_that_dies_at_its_start_is_tried_three_times() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    rig.dispatch(1, 1);
+    for worker in 1..=3 {
+        assert!(rig.workers.contains_key(&worker));
+        rig.give(Input::WorkerGone { worker, end: WorkerEnd::Ended { end: exit(1), marked: 0 } });
+    }
+    rig.turn_end();
+    assert_eq!(rig.outcomes()[0].kind, OutcomeKind::Refused);
+    assert_eq!(rig.core.counts(), (0, 0));
+}
+
+#[test]
+fn a_python_task_over_its_limit_takes_its_worker_with_it() {
+    let mut rig = Rig::new(1);
+    rig.define(1, JobSpec { time_limit_ms: Some(1_000), ..python() });
+    let id = rig.dispatch(1, 1)[0];
+    rig.wait_until(rig.now + 2 * SECOND);
+    assert!(rig.worker_signals.is_empty(), "the start of the worker is not the task's time");
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.wait_until(rig.now + 1_100_000);
+    assert_eq!(rig.worker_signals, [(1, 15)]);
+    rig.give(Input::WorkerGone { worker: 1, end: WorkerEnd::Ended { end: killed(15), marked: 0 } });
+    rig.turn_end();
+    assert_eq!((rig.outcomes()[0].attempt, rig.outcomes()[0].kind), (id, OutcomeKind::TimeLimit));
+}
+
+#[test]
+fn a_worker_that_answers_what_was_not_asked_is_killed() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    rig.dispatch(1, 1);
+    rig.give(Input::WorkerUp { worker: 1 });
+    let answer =
+        WorkerAnswer { seq: 99, kind: OutcomeKind::Value, ran_us: 1, value: Bytes::new(), error: None };
+    rig.give(Input::WorkerAnswers { worker: 1, answers: vec![answer] });
+    assert_eq!(rig.worker_signals, [(1, 9)]);
+}
