@@ -3,15 +3,22 @@
 //! Each scheduler is one implementation of [`Provider`], made by [`provider()`]. What is not understood becomes
 //! [`BlockState::Unknown`] with its text, never a guess and never a panic.
 
+mod clock;
+mod cobalt;
 pub mod limits;
 mod local;
+mod lsf;
+mod pbs;
 pub mod script;
 mod slurm;
 mod slurm_says;
 pub mod supervisor;
 mod words;
 
+pub use cobalt::Cobalt;
 pub use local::Local;
+pub use lsf::Lsf;
+pub use pbs::Pbs;
 pub use slurm::Slurm;
 
 use pf_protocol::report::BlockState;
@@ -201,6 +208,11 @@ pub trait Provider: Send + Sync {
     /// blocks were named.
     fn status_is_for_all(&self) -> bool;
 
+    /// Whether it can be told which nodes a block must not get. If not, blocks are asked for without: no task is placed on such nodes anyway.
+    fn can_exclude(&self) -> bool {
+        true
+    }
+
     /// The command that submits a block.
     ///
     /// # Errors
@@ -264,24 +276,60 @@ pub struct ProviderConfig {
 }
 
 /// Names of all providers.
-pub const NAMES: [&str; 2] = ["local", "slurm"];
+pub const NAMES: [&str; 5] = ["local", "slurm", "pbs", "lsf", "cobalt"];
+
+/// The dialects of a provider, the usual one first; None if there is no such provider.
+#[must_use]
+pub fn dialects(name: &str) -> Option<&'static [&'static str]> {
+    match name {
+        "local" | "slurm" | "cobalt" => Some(&[""]),
+        "pbs" => Some(&pbs::DIALECTS),
+        "lsf" => Some(&lsf::DIALECTS),
+        _ => None,
+    }
+}
 
 /// The provider that `config` names.
 ///
 /// # Errors
 /// When there is none, or it does not speak the dialect.
 pub fn provider(config: &ProviderConfig) -> Result<Box<dyn Provider>, ProviderError> {
+    let unknown = || ProviderError::Unknown { name: config.name.clone(), known: NAMES.join(", ") };
+    let dialects = dialects(&config.name).ok_or_else(unknown)?;
+    let asked = config.dialect.as_deref().unwrap_or(dialects[0]);
     let made: Box<dyn Provider> = match config.name.as_str() {
-        "local" => Box::new(Local { program: config.program.clone() }),
         "slurm" => Box::new(Slurm { user: config.user.clone() }),
-        _ => return Err(ProviderError::Unknown { name: config.name.clone(), known: NAMES.join(", ") }),
+        "pbs" => Box::new(Pbs::new(asked)),
+        "lsf" => Box::new(Lsf::new(asked)),
+        "cobalt" => Box::new(Cobalt { user: config.user.clone() }),
+        _ => Box::new(Local { program: config.program.clone() }),
     };
-    match config.dialect.as_deref().filter(|d| *d != made.dialect()) {
-        Some(dialect) => Err(ProviderError::UnknownDialect {
-            provider: made.name(),
-            dialect: dialect.into(),
-            known: made.dialect().into(),
-        }),
-        None => Ok(made),
+    if made.dialect() == asked {
+        return Ok(made);
+    }
+    Err(ProviderError::UnknownDialect {
+        provider: made.name(),
+        dialect: asked.into(),
+        known: dialects.join(", "),
+    })
+}
+
+/// The command that tells the dialect of a scheduler; None for those that have but one.
+#[must_use]
+pub fn probe(name: &str) -> Option<Plan> {
+    match name {
+        "pbs" => Some(pbs::probe()),
+        "lsf" => Some(lsf::probe()),
+        _ => None,
+    }
+}
+
+/// What the command of [`probe`] told; None if it did not.
+#[must_use]
+pub fn dialect(name: &str, output: &Output) -> Option<&'static str> {
+    match name {
+        "pbs" => pbs::dialect(output),
+        "lsf" => lsf::dialect(output),
+        _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! What Slurm's commands say. Called by `slurm` alone.
 
+use crate::clock::clock_ms;
 use crate::limits::STATUS_LINES_MAX;
 use crate::words::{cut, words};
 use crate::{KnownBlock, Observed, Output, ProviderError};
@@ -169,18 +170,6 @@ fn exit_pair(text: &str) -> (i32, i32) {
     (code.parse().unwrap_or(0), signal.parse().unwrap_or(0))
 }
 
-/// `[D-][[HH:]MM:]SS` as milliseconds.
-fn clock_ms(text: &str) -> Option<u64> {
-    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
-    let parts: Vec<u64> = clock.split(':').map(|p| p.parse().ok()).collect::<Option<_>>()?;
-    if parts.len() > 3 {
-        return None;
-    }
-    let seconds = parts.iter().try_fold(0u64, |sum, part| sum.checked_mul(60)?.checked_add(*part))?;
-    let days: u64 = days.parse().ok()?;
-    days.checked_mul(86_400)?.checked_add(seconds)?.checked_mul(1_000)
-}
-
 /// The meaning of each state of squeue(1), "JOB STATE CODES".
 fn state_of(word: &str, reason: &str, code: i32, signal: i32) -> BlockState {
     let words = || cut(if reason.is_empty() || reason == "None" { word } else { reason }).to_string();
@@ -271,16 +260,6 @@ mod tests {
         }
         assert_eq!(state_of("POWERED_UP", "x", 0, 0), BlockState::Unknown("POWERED_UP x".into()));
         assert!(matches!(state_of("REVOKED", "", 0, 0), BlockState::Unknown(_)));
-    }
-
-    #[test]
-    fn clocks() {
-        assert_eq!(clock_ms("1-02:03:04"), Some(93_784_000));
-        assert_eq!(clock_ms("4:59"), Some(299_000));
-        for bad in ["UNLIMITED", "NOT_SET", "", "1:2:3:4", "99999999999999999999-0", "18446744073709551615:0"]
-        {
-            assert_eq!(clock_ms(bad), None, "{bad}");
-        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The one place that runs scheduler commands: with a timeout, a cap on what they say, and errors that name everything. Called from a thread of
 //! the relay's own, never from the reactor.
 
-use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX};
+use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX, PROBE_TIME_MAX};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use pf_providers::{Output, Plan};
@@ -106,6 +106,18 @@ pub fn run_within(plan: &Plan, stdin: Option<&Path>, limit: Duration) -> Result<
     };
     let [stdout, stderr] = said;
     Ok(Output { exit: status.code(), stdout, stderr })
+}
+
+/// Which dialect of a provider's scheduler there is on this host, as one short command tells; None where there is but one, or it does not tell.
+#[must_use]
+pub fn dialect(provider: &str) -> Option<&'static str> {
+    let plan = pf_providers::probe(provider)?;
+    let said = run_within(&plan, None, PROBE_TIME_MAX);
+    let told = said.as_ref().ok().and_then(|output| pf_providers::dialect(provider, output));
+    if told.is_none() {
+        tracing::warn!(provider, ?said, "the scheduler does not tell which it is");
+    }
+    told
 }
 
 /// Whether a variable is among those that `unset` names, a trailing `*` standing for any rest.

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// A scheduler's command may take this long. Busy schedulers answer within half a minute or not at all.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// The command that tells the make of a scheduler may take this long: it asks no server, and the relay waits for it.
+pub const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Bytes of each of a command's streams that are kept: a status of thousands of blocks fits.
 pub const COMMAND_OUTPUT_BYTES_MAX: usize = 4 << 20;
 

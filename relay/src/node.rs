@@ -1,6 +1,7 @@
 //! The relay on its reactor: frames in, frames out, orders to the threads beside. Thin: what is decided is in the core.
 
 use crate::blockdir::{self, Address};
+use crate::command;
 use crate::error::RelayError;
 use crate::files::{private_dir, read};
 use crate::key_path;
@@ -105,7 +106,7 @@ impl RelayNode {
         private_dir(&options.blocks_dir)?;
         let provider = pf_providers::provider(&ProviderConfig {
             name: options.provider.clone(),
-            dialect: options.dialect.clone(),
+            dialect: options.dialect.clone().or_else(|| command::dialect(&options.provider).map(Into::into)),
             program: options.program.to_string_lossy().into_owned(),
             user: options.user.clone(),
         })?;

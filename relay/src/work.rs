@@ -147,7 +147,7 @@ impl Clerk {
             program: self.options.program.to_string_lossy().into_owned(),
             nodes: record.nodes,
             walltime_ms: record.walltime_ms,
-            exclude: record.exclude.clone(),
+            exclude: if provider.can_exclude() { record.exclude.clone() } else { Vec::new() },
             asks,
         };
         let plan = match provider.submit(&request) {

@@ -53,8 +53,10 @@ impl Relay {
         };
         for id in self.blocks.live().map(|b| b.record.block).collect::<Vec<_>>() {
             let Some(block) = self.blocks.all.get_mut(&id) else { continue };
-            let found = seen.iter().find(|s| {
-                s.name == block.record.name || block.record.scheduler_id.as_deref() == Some(&s.scheduler_id)
+            // By its name where it is told: schedulers use ids again.
+            let found = seen.iter().find(|s| match s.name.as_str() {
+                "" => block.record.scheduler_id.as_deref() == Some(&s.scheduler_id),
+                name => name == block.record.name,
             });
             let Some(found) = found else {
                 self.block_not_listed(id);
