@@ -53,6 +53,9 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Progress is drawn at most this often.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
+/// Where no bar is drawn, `wait` looks this often whether the job cannot go on.
+pub const NOTE_EVERY: Duration = Duration::from_secs(5);
+
 /// How long `run` and `serve` wait for their blocks to end. Killed tasks end at once; this is for a machine under load.
 pub const PRIVATE_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -80,6 +80,7 @@ pub fn resolve(args: &WorkArgs, here: &Here) -> Result<Work> {
         labels: args.label.iter().map(|l| (l.key.clone(), l.value.clone().unwrap_or_default())).collect(),
         endpoints: vec![args.endpoint.clone().unwrap_or_else(|| here.endpoint.clone())],
         account: args.account.clone(),
+        max_node_hours_milli: args.max_node_hours,
         body: pf_protocol::job::Body::Command(command),
         env: environment(args, here)?,
         resources: Resources {

@@ -15,6 +15,9 @@ pub enum UnitError {
     /// Not GPUs.
     #[error("{0:?} is not a number of GPUs like 1, 2 or 0.25")]
     Gpus(String),
+    /// Not node-hours.
+    #[error("{0:?} is not a number of node-hours like 100 or 0.5")]
+    NodeHours(String),
     /// Not a signal.
     #[error("{0:?} is not a signal like USR1, SIGTERM or 10")]
     Signal(String),
@@ -86,14 +89,23 @@ pub fn memory_bytes(text: &str) -> Result<u64, UnitError> {
 
 /// GPUs in thousandths.
 pub fn gpus_milli(text: &str) -> Result<u32, UnitError> {
-    let error = || UnitError::Gpus(text.into());
+    let milli = thousandths(text).and_then(|n| u32::try_from(n).ok());
+    milli.ok_or_else(|| UnitError::Gpus(text.into()))
+}
+
+/// Node-hours in thousandths; not 0.
+pub fn node_hours_milli(text: &str) -> Result<u64, UnitError> {
+    thousandths(text).filter(|n| *n > 0).ok_or_else(|| UnitError::NodeHours(text.into()))
+}
+
+/// Thousandths of a number like `0.25` or `3`.
+fn thousandths(text: &str) -> Option<u64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     if part.len() > 3 {
-        return Err(error());
+        return None;
     }
-    let part = digits(part).ok_or_else(error)? * 10u64.pow(3 - part.len() as u32);
-    let milli = digits(whole).and_then(|w| w.checked_mul(1_000)?.checked_add(part)).ok_or_else(error)?;
-    u32::try_from(milli).map_err(|_| error())
+    let part = digits(part)? * 10u64.pow(3 - part.len() as u32);
+    digits(whole)?.checked_mul(1_000)?.checked_add(part)
 }
 
 /// A signal's number: by name, with or without `SIG`, or as it is.

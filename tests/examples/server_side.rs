@@ -12,7 +12,7 @@ use pf_protocol::outcome::{Outcome, OutcomeBatch};
 use pf_protocol::resources::NodeCapacity;
 use pf_protocol::ticket::{SlotPlan, Ticket};
 use pf_protocol::{AttemptId, Epoch, JobId, JobKey, ManagerId};
-use pf_relay::{BrokerLink, RelayNode, RelayOptions, Scaling};
+use pf_relay::{BrokerLink, RelayNode, RelayOptions, Scaling, Shape};
 use pf_transport::{Conn, DialSpec, KeyPair, Node, Outbox, PublicKey, Reactor};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -172,7 +172,11 @@ fn relay_options(root: &Path) -> Result<RelayOptions, Error> {
     Ok(RelayOptions {
         endpoint: "local".into(),
         broker: BrokerLink::Paired,
-        scaling: Scaling { min_blocks: 1, nodes_per_block: u32::from(MANAGERS), ..Scaling::default() },
+        scaling: Scaling {
+            min_blocks: 1,
+            shapes: vec![Shape { nodes: u32::from(MANAGERS), ..Shape::default() }],
+            ..Scaling::default()
+        },
         provider: "local".into(),
         dialect: None,
         asks: std::collections::BTreeMap::new(),

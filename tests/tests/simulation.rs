@@ -1,6 +1,7 @@
 //! The real cores under faults, from seeds. A seed that fails is kept here as a test of its own.
 
-use pf_tests::sim::{Faults, Plan, World};
+use pf_relay_core::{Accounts, Shape};
+use pf_tests::sim::{Faults, Plan, Scheduler, World};
 
 const S: u64 = 1_000_000;
 const HOUR: u64 = 3_600 * S;
@@ -87,6 +88,66 @@ fn blocks_end_at_their_walltime_and_work_goes_on() {
         let world = run(plan);
         assert!(world.now > 90 * S, "one block was enough");
     }
+}
+
+#[test]
+fn a_set_up_that_is_broken_for_good_makes_ten_submits_in_a_day() {
+    for seed in seeds(3) {
+        let scheduler = Scheduler { broken: true, ..Scheduler::default() };
+        // The relay is killed again and again: what it counted is in its roster.
+        let faults = Faults { until: 20 * HOUR, relay_kills: 30, ..Faults::default() };
+        let plan =
+            Plan { seed, blocks: 50, tasks: 500, scheduler, faults, check_always: false, ..Plan::default() };
+        let mut world = World::new(plan);
+        world.run_for(24 * HOUR);
+        let count = world.submits.len();
+        assert!((1..=10).contains(&count), "seed {seed}: {count} submits{}", world.decisions());
+        let paused = world.report().and_then(|r| r.paused).expect("the endpoint pauses itself");
+        assert!(paused.contains("exit code 127"), "{paused}");
+        assert!(world.struck[3] >= 20, "the relay was killed {} times", world.struck[3]);
+    }
+}
+
+#[test]
+fn a_busy_scheduler_with_limits_preemption_shapes_and_accounts() {
+    let shape = |name: &str, max_blocks, nodes, walltime_ms| Shape {
+        name: name.into(),
+        max_blocks,
+        nodes,
+        walltime_ms,
+        accounts: Accounts::Only(vec!["a".into(), "b".into()]),
+        ..Shape::default()
+    };
+    let (mut later, mut preempted) = (0, 0);
+    for seed in seeds(5) {
+        let scheduler = Scheduler {
+            wait: (10 * S, 600 * S),
+            jobs_max: Some(3),
+            preempt_ppm: 300_000,
+            ..Scheduler::default()
+        };
+        let plan = Plan {
+            seed,
+            jobs: 4,
+            tasks: 400,
+            task_ms_max: 20_000,
+            blocks: 6,
+            shapes: vec![shape("debug", 1, 1, 300_000), shape("large", 5, 4, 1_200_000)],
+            accounts: vec!["a", "b"],
+            scheduler,
+            faults: Faults { until: 300 * S, relay_kills: 1, ..Faults::default() },
+            ..Plan::default()
+        };
+        let world = run(plan);
+        let of =
+            |what: &str| world.submits.iter().filter(|s| s.1 == what || s.2.as_deref() == Some(what)).count();
+        assert!(["debug", "large", "a", "b"].iter().all(|w| of(w) > 0), "{:?}", world.submits);
+        let report = world.report().expect("a relay");
+        assert_eq!((report.paused, report.shapes.iter().map(|s| s.failures).sum::<u32>()), (None, 0));
+        later += world.later;
+        preempted += usize::from(world.decisions().contains("preempted"));
+    }
+    assert!(later > 0 && preempted > 0, "{later} submits had to wait, {preempted} runs saw preemption");
 }
 
 #[test]

@@ -190,6 +190,9 @@ pub struct WorkArgs {
     /// Account to charge, where the scheduler has accounts
     #[arg(long, value_name = "NAME", help_heading = "Job")]
     pub account: Option<String>,
+    /// Node-hours that the job may use; at the limit its tasks end
+    #[arg(long, value_name = "N", value_parser = crate::units::node_hours_milli, help_heading = "Job")]
+    pub max_node_hours: Option<u64>,
 
     /// Environment variable of the tasks; K alone takes the value that it has here
     #[arg(long, value_name = "K=V", value_parser = variable, help_heading = "Process")]

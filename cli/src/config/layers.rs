@@ -148,7 +148,7 @@ impl Settings {
                 "endpoints" => {
                     for (endpoint, value) in inner {
                         let origin = at(endpoint.span().start);
-                        check_endpoint_name(endpoint.get_ref(), &origin)?;
+                        check_name(endpoint.get_ref(), "an endpoint", &origin)?;
                         let Some(keys) = value.get_ref().as_table() else {
                             return Err(CliError::usage(format!(
                                 "{origin}: endpoints.{} must be a table",
@@ -157,6 +157,11 @@ impl Settings {
                             .hint("write [endpoints.NAME], and its settings below"));
                         };
                         for (key, value) in keys {
+                            if key.get_ref() == "shapes" {
+                                let origin = at(key.span().start);
+                                self.add_shapes(endpoint.get_ref(), value.get_ref(), &at, &origin)?;
+                                continue;
+                            }
                             self.add_endpoint_value(
                                 endpoint.get_ref(),
                                 key.get_ref(),
@@ -200,7 +205,13 @@ impl Settings {
         self.add_value(&registered, &format!("endpoints.{endpoint}.{key}"), value, origin)
     }
 
-    fn add_value(&mut self, registered: &str, full: &str, value: &DeValue<'_>, origin: Origin) -> Result<()> {
+    pub(super) fn add_value(
+        &mut self,
+        registered: &str,
+        full: &str,
+        value: &DeValue<'_>,
+        origin: Origin,
+    ) -> Result<()> {
         let Some(key) = register::find(registered) else {
             let (section, short) = registered.split_once('.').unwrap_or(("", registered));
             let known = KEYS.iter().filter(|k| k.section() == section).map(Key::short);
@@ -255,7 +266,8 @@ impl Settings {
 
     fn check_limits(&self) -> Result<()> {
         for (full, (value, origin)) in &self.values {
-            let Some(key) = full.strip_prefix("endpoints.").and_then(|rest| rest.split('.').nth(1)) else {
+            // Also of a shape.
+            let Some(key) = full.strip_prefix("endpoints.").and_then(|rest| rest.rsplit('.').next()) else {
                 continue;
             };
             let (Some((most, by)), Value::Int(n)) = (self.limits.get(key), value) else { continue };
@@ -292,12 +304,13 @@ fn unknown_section(name: &str, origin: &Origin) -> CliError {
     error.hint(nearest_hint(name, known, "section"))
 }
 
-fn check_endpoint_name(name: &str, origin: &Origin) -> Result<()> {
+/// Refuses what cannot be the name of an endpoint, or of a shape.
+pub(super) fn check_name(name: &str, of: &str, origin: &Origin) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.chars().all(good) {
         return Ok(());
     }
-    Err(CliError::usage(format!("{origin}: {name:?} cannot be the name of an endpoint"))
+    Err(CliError::usage(format!("{origin}: {name:?} cannot be the name of {of}"))
         .hint("use letters, digits, - and _"))
 }
 

@@ -5,12 +5,13 @@
 pub mod layers;
 pub mod places;
 pub mod register;
+mod shapes;
 pub mod typed;
 pub mod value;
 
 pub use layers::{Settings, Sources};
 pub use places::Places;
-pub use typed::{BrokerConfig, Config, EndpointConfig};
+pub use typed::{BrokerConfig, Config, EndpointConfig, ShapeConfig};
 
 use crate::error::{CliError, Result};
 use std::collections::BTreeMap;

@@ -27,6 +27,13 @@ pub enum Kind {
     Duration,
     /// A duration as text; empty: not said.
     DurationOrEmpty,
+    /// A number with up to three digits after the point, within bounds in thousandths.
+    Milli {
+        /// Smallest.
+        min: i64,
+        /// Largest.
+        max: i64,
+    },
     /// A list of texts.
     Texts,
     /// A list of whole numbers from 0.
@@ -52,6 +59,25 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'sta
 
 /// Section of the settings that each endpoint has.
 pub const ENDPOINT_SECTION: &str = "endpoint";
+
+/// Settings of an endpoint that a shape of its blocks may set for itself, in `[endpoints.NAME.shapes.SHAPE]`.
+pub const SHAPE_KEYS: &[&str] = &[
+    "blocks_max",
+    "nodes_per_block",
+    "walltime",
+    "accounts",
+    "queue",
+    "account",
+    "qos",
+    "reservation",
+    "constraint",
+    "cores_per_node",
+    "gpus_per_node",
+    "memory_per_node",
+    "exclusive",
+    "options",
+    "setup",
+];
 
 /// Sections in the order in which the reference shows them, with what each is for.
 pub const SECTIONS: [(&str, &str); 4] = [
@@ -150,6 +176,18 @@ pub const KEYS: &[Key] = &[
         "Blocks to keep even when nothing waits.",
     ),
     key("endpoint.blocks_max", Kind::Int { min: 1, max: 10_000 }, "1", "Blocks at once, at the most."),
+    key(
+        "endpoint.blocks_init",
+        Kind::Int { min: 0, max: 10_000 },
+        "0",
+        "Blocks to ask for when the endpoint is used for the first time, even when nothing waits.",
+    ),
+    key(
+        "endpoint.parallelism",
+        Kind::Milli { min: 0, max: 1_000 },
+        "1.0",
+        "Part of the tasks that is to have slots at once, from 0 (one block) to 1 (all of them).",
+    ),
     key("endpoint.nodes_per_block", Kind::Int { min: 1, max: 100_000 }, "1", "Nodes of each block."),
     key("endpoint.walltime", Kind::Duration, "\"24h\"", "How long a block may run."),
     key(
@@ -157,6 +195,30 @@ pub const KEYS: &[Key] = &[
         Kind::Duration,
         "\"2m\"",
         "A block that has had nothing to do for this long is given back.",
+    ),
+    key(
+        "endpoint.accounts",
+        Kind::Texts,
+        "[]",
+        "Accounts that may be charged; jobs that name none go to the first. Empty: any that a job names, else `account`.",
+    ),
+    key(
+        "endpoint.node_hours_max",
+        Kind::Milli { min: 0, max: 1_000_000_000_000 },
+        "0",
+        "Node-hours that all blocks together may use: a hard brake. 0: no limit.",
+    ),
+    key(
+        "endpoint.failures",
+        Kind::Int { min: 1, max: 1_000 },
+        "10",
+        "Blocks that die young in a row after which no more are asked for, until `pf endpoint resume`.",
+    ),
+    key(
+        "endpoint.backoff",
+        Kind::Duration,
+        "\"30s\"",
+        "Pause after the first of them; doubles with each, an hour at the most.",
     ),
     key(
         "endpoint.cores",
@@ -295,6 +357,11 @@ pub fn reference() -> String {
             text.push_str(&format!("# {}\n{} = {}\n", key.about, key.short(), key.default));
         }
     }
+    text.push_str(&format!(
+        "\n# Shapes of blocks, tried in the order in which they are written, each with what is its own of: {}.\n\
+         # See configs/two-shapes.toml and docs/scaling.md.\n# [endpoints.local.shapes.NAME]\n",
+        SHAPE_KEYS.join(", ")
+    ));
     text
 }
 
@@ -308,6 +375,11 @@ mod tests {
             assert!(Value::from_toml_literal(key.default, key.kind).is_ok(), "{}", key.name);
             assert!(SECTIONS.iter().any(|s| s.0 == key.section()), "{}", key.name);
         }
+    }
+
+    #[test]
+    fn what_a_shape_may_set_is_a_setting_of_the_endpoint() {
+        assert!(SHAPE_KEYS.iter().all(|k| find(&format!("{ENDPOINT_SECTION}.{k}")).is_some()));
     }
 
     #[test]

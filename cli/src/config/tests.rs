@@ -28,6 +28,40 @@ fn error_of(admin: &str, user: &str, env: &[(&str, &str)]) -> String {
 }
 
 #[test]
+fn shapes_say_what_is_their_own_and_keep_their_order() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let user = "[endpoints.c]\nwalltime = \"2h\"\naccounts = [\"p1\"]\nparallelism = 0.25\nnode_hours_max = 100\n\
+        [endpoints.c.shapes.small]\nblocks_max = 1\n[endpoints.c.shapes.big]\nnodes_per_block = 64\nwalltime = \"12h\"\naccounts = []\n";
+    let sources = sources(folder.path(), "", user, &[]);
+    let config = Config::load(&surroundings(&[("HOME", "/home/u")]), &sources).expect("load");
+    let c = &config.endpoints["c"];
+    let shapes = c
+        .shapes
+        .iter()
+        .map(|s| (s.name.as_str(), s.blocks_max, s.nodes_per_block, s.walltime_ms / 3_600_000));
+    assert_eq!(shapes.collect::<Vec<_>>(), [("small", 1, 1, 2), ("big", 1, 64, 12)]);
+    assert_eq!((&c.shapes[0].accounts[..], c.shapes[1].accounts.len()), (&["p1".to_owned()][..], 0));
+    assert_eq!((c.parallelism_milli, c.node_hours_max_milli, c.failures), (250, Some(100_000), 10));
+    assert_eq!(config.endpoints["local"].shapes[0].name, "default");
+}
+
+#[test]
+fn what_is_no_shape_is_refused() {
+    let error = error_of("", "[endpoints.c.shapes.small]\nblock_max = 1\n", &[]);
+    assert_eq!(
+        error,
+        "error: DIR/user.toml:2: unknown key \"block_max\" in [endpoints.c.shapes.small]\nhint: the nearest key of a shape is blocks_max"
+    );
+    let error = error_of("", "[endpoints.c]\nshapes = 3\n", &[]);
+    assert!(error.contains("DIR/user.toml:2: endpoints.c.shapes must be a table"), "{error}");
+    let error = error_of("", "[endpoints.c]\nparallelism = 1.5\n", &[]);
+    assert!(error.contains("a number from 0 to 1, with at most three digits"), "{error}");
+    let error =
+        error_of("[limits]\nnodes_per_block_max = 8\n", "[endpoints.c.shapes.s]\nnodes_per_block = 9\n", &[]);
+    assert!(error.contains("over the admin's limit of 8"), "{error}");
+}
+
+#[test]
 fn later_layers_win_and_say_so() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let admin = "[places]\ndurable = \"/admin/durable\"\noutput = \"/admin/output\"\n[endpoints.big]\nblocks_max = 4\ncores = 8\n";
@@ -41,7 +75,7 @@ fn later_layers_win_and_say_so() {
     assert_eq!(config.places.local, PathBuf::from("/tmp/pilotfish-1000"));
     assert_eq!(config.endpoints["big"].blocks_max, 9);
     assert_eq!(config.endpoints["big"].cores, Some(8));
-    assert_eq!(config.endpoints["big"].walltime_ms, 86_400_000);
+    assert_eq!(config.endpoints["big"].shapes[0].walltime_ms, 86_400_000);
     assert_eq!(config.endpoints["local"].cores, Some(3));
     assert_eq!(config.broker.listen_relays, ["10.0.0.1:1", "10.0.0.2:1"]);
     let origin = |name: &str| {

@@ -52,8 +52,6 @@ pub struct EndpointConfig {
     pub provider: String,
     /// Its dialect; None: it is found out.
     pub dialect: Option<String>,
-    /// What the scheduler is asked for with every block.
-    pub asks: Asks,
     /// Time between two polls, milliseconds; None: the provider's own.
     pub poll_ms: Option<u64>,
     /// Time between two submits, milliseconds; None: the provider's own.
@@ -68,10 +66,18 @@ pub struct EndpointConfig {
     pub blocks_min: u32,
     /// Blocks at the most.
     pub blocks_max: u32,
-    /// Nodes of each block.
-    pub nodes_per_block: u32,
-    /// Walltime of a block, milliseconds.
-    pub walltime_ms: u64,
+    /// Blocks to ask for at first.
+    pub blocks_init: u32,
+    /// Part of the tasks that is to have slots at once, in thousandths.
+    pub parallelism_milli: u32,
+    /// Thousandths of node-hours that all blocks may use; None: no limit.
+    pub node_hours_max_milli: Option<u64>,
+    /// Blocks that die young in a row after which no more are asked for.
+    pub failures: u32,
+    /// Pause after the first of them, milliseconds.
+    pub backoff_ms: u64,
+    /// Shapes of blocks, in the order in which they are tried; one at least.
+    pub shapes: Vec<ShapeConfig>,
     /// Idle time after which a block is given back, milliseconds.
     pub idle_ms: u64,
     /// Cores of a node; None: what the hardware has.
@@ -82,6 +88,23 @@ pub struct EndpointConfig {
     pub reserved_cores: Vec<u32>,
     /// Python interpreter.
     pub python: String,
+}
+
+/// One shape of blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShapeConfig {
+    /// Its name: `default` if the endpoint names none.
+    pub name: String,
+    /// Blocks of it at the most.
+    pub blocks_max: u32,
+    /// Nodes of each block.
+    pub nodes_per_block: u32,
+    /// Walltime of a block, milliseconds.
+    pub walltime_ms: u64,
+    /// Accounts that may be charged; empty: any.
+    pub accounts: Vec<String>,
+    /// What the scheduler is asked for with each block.
+    pub asks: Asks,
 }
 
 /// Reads values by name; the register has checked their kinds.
@@ -158,8 +181,8 @@ impl Reader<'_> {
         })
     }
 
-    fn asks(&self, name: &str) -> Result<Asks> {
-        let of = |key: &str| format!("endpoints.{name}.{key}");
+    /// What the scheduler is asked for; `of` gives the full name of a setting.
+    fn asks(&self, of: &dyn Fn(&str) -> String) -> Result<Asks> {
         let memory = self.some_text(&of("memory_per_node"))?;
         let memory = memory.map(|text| memory_bytes(&text)).transpose();
         let memory =
@@ -179,13 +202,48 @@ impl Reader<'_> {
         })
     }
 
+    fn milli(&self, name: &str) -> Result<u64> {
+        match self.get(name)? {
+            Value::Milli(n) => {
+                u64::try_from(*n).map_err(|e| CliError::internal(format!("setting {name}")).because(e))
+            }
+            other => Err(CliError::internal(format!("setting {name} is {other}, no number"))),
+        }
+    }
+
+    /// The shapes of an endpoint: what a shape does not say, the endpoint says.
+    fn shapes(&self, endpoint: &str) -> Result<Vec<ShapeConfig>> {
+        let mut names = self.settings.shape_names(endpoint);
+        if names.is_empty() {
+            names.push("default".into());
+        }
+        let shape = |name: String| {
+            let of = |key: &str| {
+                let own = format!("endpoints.{endpoint}.shapes.{name}.{key}");
+                if self.settings.values.contains_key(&own) {
+                    own
+                } else {
+                    format!("endpoints.{endpoint}.{key}")
+                }
+            };
+            Ok(ShapeConfig {
+                blocks_max: self.count(&of("blocks_max"))?,
+                nodes_per_block: self.count(&of("nodes_per_block"))?,
+                walltime_ms: self.duration(&of("walltime"))?,
+                accounts: self.texts(&of("accounts"))?,
+                asks: self.asks(&of)?,
+                name,
+            })
+        };
+        names.into_iter().map(shape).collect()
+    }
+
     fn endpoint(&self, name: &str) -> Result<EndpointConfig> {
         let of = |key: &str| format!("endpoints.{name}.{key}");
         let config = EndpointConfig {
             name: name.into(),
             provider: self.text(&of("provider"))?,
             dialect: self.some_text(&of("dialect"))?,
-            asks: self.asks(name)?,
             poll_ms: self.some_duration(&of("poll"))?,
             submit_ms: self.some_duration(&of("submit_every"))?,
             interfaces: self.texts(&of("interfaces"))?,
@@ -193,8 +251,12 @@ impl Reader<'_> {
             launcher: self.text(&of("launcher"))?,
             blocks_min: self.count(&of("blocks_min"))?,
             blocks_max: self.count(&of("blocks_max"))?,
-            nodes_per_block: self.count(&of("nodes_per_block"))?,
-            walltime_ms: self.duration(&of("walltime"))?,
+            blocks_init: self.count(&of("blocks_init"))?,
+            parallelism_milli: u32::try_from(self.milli(&of("parallelism"))?).unwrap_or(1_000),
+            node_hours_max_milli: Some(self.milli(&of("node_hours_max"))?).filter(|n| *n > 0),
+            failures: self.count(&of("failures"))?,
+            backoff_ms: self.duration(&of("backoff"))?,
+            shapes: self.shapes(name)?,
             idle_ms: self.duration(&of("idle"))?,
             cores: Some(self.count(&of("cores"))?).filter(|c| *c > 0),
             gpus: u32::try_from(self.int(&of("gpus"))?).ok(),
@@ -256,8 +318,12 @@ impl Config {
             local.cores = cores.or(local.cores);
             if let Some(allocation) = allocation {
                 local.launcher = allocation.launcher.into();
-                local.nodes_per_block = allocation.nodes;
-                local.walltime_ms = allocation.usable_ms().unwrap_or(local.walltime_ms);
+                // The allocation is the one block.
+                local.shapes.truncate(1);
+                if let Some(shape) = local.shapes.first_mut() {
+                    shape.nodes_per_block = allocation.nodes;
+                    shape.walltime_ms = allocation.usable_ms().unwrap_or(shape.walltime_ms);
+                }
             }
         }
         config.endpoints = local.map(|l| (DEFAULT_ENDPOINT.to_owned(), l)).into_iter().collect();

@@ -15,6 +15,8 @@ pub enum Value {
     Int(i64),
     /// Yes or no.
     Bool(bool),
+    /// A number in thousandths.
+    Milli(i64),
     /// A list of texts.
     Texts(Vec<String>),
     /// A list of numbers.
@@ -64,6 +66,7 @@ impl fmt::Display for Value {
             Value::Text(text) => write!(f, "{text:?}"),
             Value::Int(n) => write!(f, "{n}"),
             Value::Bool(yes) => write!(f, "{yes}"),
+            Value::Milli(n) => f.write_str(&milli_words(*n)),
             Value::Texts(list) => write!(f, "{list:?}"),
             Value::Ints(list) => write!(f, "{list:?}"),
         }
@@ -78,6 +81,13 @@ fn expected(kind: Kind) -> String {
         Kind::Bool => "true or false".into(),
         Kind::Memory => "a size of memory in quotes, like \"512M\" or \"4G\"".into(),
         Kind::Duration | Kind::DurationOrEmpty => "a duration in quotes, like \"90s\" or \"24h\"".into(),
+        Kind::Milli { min, max } => {
+            format!(
+                "a number from {} to {}, with at most three digits after the point",
+                min as f64 / 1e3,
+                max as f64 / 1e3
+            )
+        }
         Kind::Texts => "a list of texts, like [\"a\", \"b\"]".into(),
         Kind::Ints => "a list of whole numbers, like [0, 1]".into(),
     }
@@ -86,6 +96,24 @@ fn expected(kind: Kind) -> String {
 fn as_int(value: &DeValue<'_>) -> Option<i64> {
     let number = value.as_integer()?;
     i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// `0.25`, `1.0`: as TOML has it.
+fn milli_words(n: i64) -> String {
+    let text = format!("{}.{:03}", n / 1_000, n % 1_000);
+    let short = text.trim_end_matches('0');
+    if short.ends_with('.') { format!("{short}0") } else { short.to_owned() }
+}
+
+/// Thousandths of a number like `0.25` or `3`.
+fn as_milli(text: &str) -> Option<i64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > 3 {
+        return None;
+    }
+    let part: i64 = format!("{part:0<3}").parse().ok()?;
+    whole.parse::<i64>().ok()?.checked_mul(1_000)?.checked_add(part)
 }
 
 impl Value {
@@ -102,6 +130,10 @@ impl Value {
             }
             (Kind::Int { .. }, DeValue::Integer(_)) => as_int(value).map(Value::Int),
             (Kind::Bool, DeValue::Boolean(yes)) => Some(Value::Bool(*yes)),
+            (Kind::Milli { .. }, DeValue::Integer(_)) => {
+                as_int(value).and_then(|n| n.checked_mul(1_000)).map(Value::Milli)
+            }
+            (Kind::Milli { .. }, DeValue::Float(number)) => as_milli(number.as_str()).map(Value::Milli),
             (_, DeValue::String(text)) => Some(Value::Text(text.to_string())),
             _ => None,
         };
@@ -114,6 +146,7 @@ impl Value {
         let found = match kind {
             Kind::Int { .. } => text.trim().parse().ok().map(Value::Int),
             Kind::Bool => text.trim().parse().ok().map(Value::Bool),
+            Kind::Milli { .. } => as_milli(text.trim()).map(Value::Milli),
             Kind::Texts => Some(Value::Texts(parts().map(str::to_owned).collect())),
             Kind::Ints => parts().map(|p| p.parse().ok()).collect::<Option<Vec<u32>>>().map(Value::Ints),
             _ => Some(Value::Text(text.to_owned())),
@@ -139,6 +172,7 @@ impl Value {
             (Kind::Duration | Kind::DurationOrEmpty, Value::Text(text)) => {
                 duration_ms(text).is_ok_and(|ms| ms > 0)
             }
+            (Kind::Milli { min, max }, Value::Milli(n)) => (min..=max).contains(n),
             _ => false,
         }
     }
@@ -150,6 +184,7 @@ impl Value {
             Value::Text(text) => text.as_str().into(),
             Value::Int(n) => (*n).into(),
             Value::Bool(yes) => (*yes).into(),
+            Value::Milli(n) => (*n as f64 / 1e3).into(),
             Value::Texts(list) => list.clone().into(),
             Value::Ints(list) => list.clone().into(),
         }

@@ -3,7 +3,7 @@
 
 use crate::Context;
 use crate::args::manage::RelayRunArgs;
-use crate::config::{Config, EndpointConfig};
+use crate::config::{Config, EndpointConfig, ShapeConfig};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
 use crate::limits::PRIVATE_STOP_TIMEOUT;
@@ -11,9 +11,8 @@ use pf_broker::{
     BrokerConfig, BrokerError, BrokerHandle, BrokerNode, HttpConfig, HttpServer, Identity, RelayListen,
 };
 use pf_protocol::ticket::SlotPlan;
-use pf_relay::{BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling};
+use pf_relay::{Accounts, BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling, Shape};
 use pf_transport::{Reactor, TransportError};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -198,17 +197,22 @@ fn relay_options(
         endpoint: name.clone(),
         broker,
         scaling: Scaling {
+            init_blocks: endpoint.blocks_init,
             min_blocks: endpoint.blocks_min,
             max_blocks: endpoint.blocks_max,
-            nodes_per_block: endpoint.nodes_per_block,
-            walltime_ms: endpoint.walltime_ms,
+            parallelism_milli: endpoint.parallelism_milli,
             idle_ms: endpoint.idle_ms,
-            node: (endpoint.provider == "local").then(|| pf_pilot::local_capacity(&slots)),
+            node_ms_max: endpoint
+                .node_hours_max_milli
+                .map(|n| n.saturating_mul(pf_relay::NODE_MS_A_MILLI_HOUR)),
+            shapes: endpoint.shapes.iter().map(|shape| block_shape(endpoint, shape, &slots)).collect(),
+            failures_max: endpoint.failures,
+            backoff_ms: endpoint.backoff_ms,
             ..Scaling::default()
         },
         provider: endpoint.provider.clone(),
         dialect: endpoint.dialect.clone(),
-        asks: BTreeMap::from([(String::new(), endpoint.asks.clone())]),
+        asks: endpoint.shapes.iter().map(|shape| (shape.name.clone(), shape.asks.clone())).collect(),
         poll_ms: endpoint.poll_ms,
         submit_ms: endpoint.submit_ms,
         rates_dir: places.durable.join("scheduler").join(&endpoint.provider),
@@ -269,6 +273,23 @@ fn addresses_of(interfaces: &[String]) -> Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+/// A shape as the relay's core knows it.
+fn block_shape(endpoint: &EndpointConfig, shape: &ShapeConfig, slots: &SlotPlan) -> Shape {
+    let local = endpoint.provider == "local";
+    Shape {
+        name: shape.name.clone(),
+        max_blocks: shape.blocks_max,
+        nodes: shape.nodes_per_block,
+        walltime_ms: shape.walltime_ms,
+        accounts: match shape.accounts.is_empty() {
+            _ if local => Accounts::Unused,
+            true => Accounts::Any(shape.asks.account.clone()),
+            false => Accounts::Only(shape.accounts.clone()),
+        },
+        node: local.then(|| pf_pilot::local_capacity(slots)),
+    }
 }
 
 fn relay_state(config: &Config, endpoint: &str) -> PathBuf {

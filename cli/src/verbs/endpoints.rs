@@ -13,7 +13,7 @@ use crate::output::table::{count, table};
 use crate::units::{show_bytes, show_milli, show_time, show_us};
 use hyper::Method;
 use pf_protocol::api::EndpointRow;
-use pf_protocol::report::{BlockEnd, BlockReport, BlockState, EndpointReport};
+use pf_protocol::report::{BlockEnd, BlockReport, BlockState, EndpointReport, NodeHours, ShapeReport};
 use serde_json::json;
 use std::io::Write;
 
@@ -153,9 +153,7 @@ async fn list(context: &Context, client: &Client) -> Result<()> {
 fn show(context: &Context, row: &EndpointRow) -> String {
     let mut parts = vec![endpoint_table(context, std::slice::from_ref(row))];
     let Some(report) = &row.report else { return parts.remove(0) };
-    if let Some(why) = &report.paused {
-        parts.push(format!("paused: {why}"));
-    }
+    parts.extend(paused_words(row));
     if !report.blocks.is_empty() {
         parts.push(block_table(context, &[(row.name.clone(), report.blocks.clone())]));
     }
@@ -185,6 +183,12 @@ fn show(context: &Context, row: &EndpointRow) -> String {
     parts.join("\n")
 }
 
+/// Why an endpoint is paused, and the one command that ends it.
+pub fn paused_words(row: &EndpointRow) -> Option<String> {
+    let (name, why) = (&row.name, row.report.as_ref()?.paused.as_ref()?);
+    Some(format!("endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"))
+}
+
 fn explain_lines(row: &EndpointRow) -> Vec<String> {
     let mut lines = vec![format!(
         "endpoint {} is {}: {} in the broker's queue, {} handed out",
@@ -197,16 +201,53 @@ fn explain_lines(row: &EndpointRow) -> Vec<String> {
         lines.push("no relay has reported yet".into());
         return lines;
     };
-    lines.extend(report.paused.iter().map(|why| format!("paused: {why}")));
+    lines.extend(paused_words(row));
     lines.push(format!(
         "{} at the relay for want of a slot, {} at managers",
         count(report.waiting, "task"),
         report.placed
     ));
     lines.extend(report.waiting_why.iter().map(|(class, why)| format!("  {class}: {why}")));
+    lines.extend(report.shapes.iter().map(shape_line));
+    lines.push(hours_line(&report.node_hours));
+    lines.extend(report.blocks.iter().filter(|b| b.tail).map(|b| {
+        format!("{} is in its tail: few of its nodes have a task; it is given back when these end", b.block)
+    }));
+    for node in &report.quarantine {
+        let until = show_time(node.until_ms);
+        lines.push(format!("node {} gets no tasks until {until} UTC: {}", node.node, node.reason));
+    }
     lines.push("decisions, newest last:".into());
     lines.extend(report.decisions.iter().map(|d| format!("  {} {}", show_time(d.at_ms), d.text)));
     lines
+}
+
+/// One shape of blocks, and why there is, or is not, another.
+fn shape_line(shape: &ShapeReport) -> String {
+    let most = if shape.blocks_max == u32::MAX { String::new() } else { format!(" of {}", shape.blocks_max) };
+    format!(
+        "shape {} ({}, {}): {}{most} blocks; {}",
+        shape.shape,
+        count(shape.nodes.into(), "node"),
+        show_us(shape.walltime_ms.saturating_mul(1_000)),
+        shape.blocks,
+        shape.why
+    )
+}
+
+fn hours_line(hours: &NodeHours) -> String {
+    let limit = hours.limit_node_ms.map(|n| format!(", the limit is {}", show_hours(n))).unwrap_or_default();
+    format!(
+        "node-hours: {} used, {} of them without a task; blocks may use {} more{limit}",
+        show_hours(hours.used_node_ms),
+        show_hours(hours.idle_node_ms),
+        show_hours(hours.intended_node_ms)
+    )
+}
+
+/// Node-hours from node-milliseconds.
+fn show_hours(node_ms: u64) -> String {
+    format!("{:.2}", node_ms as f64 / 3_600_000.0)
 }
 
 /// The state of a block in a few words.
@@ -248,13 +289,14 @@ fn block_table(context: &Context, blocks: &[(String, Vec<BlockReport>)]) -> Stri
                 b.nodes.to_string(),
                 b.managers.to_string(),
                 b.walltime_left_ms.map(|ms| show_us(ms * 1_000)).unwrap_or_default(),
+                format!("{} ({} idle)", show_hours(b.used_node_ms), show_hours(b.idle_node_ms)),
                 b.scheduler_id.clone().unwrap_or_default(),
             ]
         },
     );
     table(
         &context.output,
-        &["BLOCK", "ENDPOINT", "STATE", "NODES", "MANAGERS", "TIME LEFT", "SCHEDULER'S ID"],
+        &["BLOCK", "ENDPOINT", "STATE", "NODES", "MANAGERS", "TIME LEFT", "NODE-HOURS", "SCHEDULER'S ID"],
         rows.collect(),
     )
 }

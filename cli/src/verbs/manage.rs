@@ -1,6 +1,6 @@
 //! `status` and `config show`.
 
-use super::endpoints::endpoint_table;
+use super::endpoints::{endpoint_table, paused_words};
 use super::jobs::job_table;
 use crate::Context;
 use crate::error::Result;
@@ -42,7 +42,9 @@ pub async fn status(context: &Context) -> Result<Exit> {
     let all = json!({"broker": status, "endpoints": endpoints, "jobs": jobs});
     context.output.answer(&all, &ids, || {
         let jobs = if jobs.is_empty() { "no jobs".to_owned() } else { job_table(context, &jobs) };
-        format!("{}\n\n{}\n\n{jobs}", broker_words(&status), endpoint_table(context, &endpoints))
+        let paused: String =
+            endpoints.iter().filter_map(paused_words).map(|line| format!("\n{line}")).collect();
+        format!("{}\n\n{}{paused}\n\n{jobs}", broker_words(&status), endpoint_table(context, &endpoints))
     })?;
     Ok(Exit::Ok)
 }

@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::client::api::is_over;
 use crate::error::Result;
 use crate::exit::Exit;
-use crate::limits::PROGRESS_EVERY;
+use crate::limits::{NOTE_EVERY, PROGRESS_EVERY};
 use crate::output::progress::Progress;
 use crate::output::summary::end_lines;
 use pf_protocol::JobId;
@@ -41,7 +41,7 @@ pub async fn wait(context: &Context, args: &WaitArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Waits for one job; draws a bar where somebody sees it.
+/// Waits for one job; draws a bar where somebody sees it, and says when the job cannot go on.
 async fn wait_with_bar(
     context: &Context,
     client: &Client,
@@ -51,12 +51,16 @@ async fn wait_with_bar(
     // Also the first answer to an unknown job.
     let mut summary = client.job(job).await?;
     let progress = Progress::new(&context.output, summary.counts.total);
-    if !progress.is_shown() {
-        return if is_over(&summary) { Ok(summary) } else { client.wait(job, deadline).await };
-    }
+    let every = if progress.is_shown() { PROGRESS_EVERY } else { NOTE_EVERY };
+    let mut said = None;
     while !is_over(&summary) && deadline.is_none_or(|d| Instant::now() < d) {
+        if summary.reason != said {
+            let say = |reason: &String| context.output.say(format!("{job} waits: {reason}"));
+            progress.aside(|| summary.reason.iter().for_each(say));
+            said.clone_from(&summary.reason);
+        }
         progress.set(&summary.counts);
-        let next_look = Instant::now() + PROGRESS_EVERY;
+        let next_look = Instant::now() + every;
         summary = client.wait(job, Some(deadline.map_or(next_look, |d| d.min(next_look)))).await?;
     }
     progress.clear();

@@ -167,7 +167,11 @@ impl Broker {
     pub(crate) fn summary(&self, job: &Job) -> JobSummary {
         let live = self.jobs.get(&job.id);
         let running = live.map_or(0, |live| live.running.len() as u64);
-        let reason = (!job.cancel.reason.is_empty()).then(|| job.cancel.reason.clone());
+        let reason = match job.cancel.reason.as_str() {
+            "" if job.ended_us.is_none() => self.why_paused(job.endpoint),
+            "" => None,
+            reason => Some(reason.into()),
+        };
         JobSummary {
             job: job.id,
             key: job.key.to_string(),
@@ -194,6 +198,13 @@ impl Broker {
             errors: Vec::new(),
             spec: None,
         }
+    }
+
+    /// That an endpoint asks for no more blocks, for those whose tasks wait there.
+    fn why_paused(&self, endpoint: EndpointId) -> Option<String> {
+        let why = self.endpoints.get(&endpoint)?.report.as_ref()?.paused.as_ref()?;
+        let name = self.endpoint_name(endpoint);
+        Some(format!("endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"))
     }
 
     fn owner_name(&self, owner: pf_protocol::OwnerId) -> String {

@@ -83,6 +83,62 @@ pub struct BlockReport {
     pub dir: String,
     /// The tail of its log, for a block that died young.
     pub log_tail: Option<String>,
+    /// Name of its shape.
+    pub shape: String,
+    /// Account that is charged, if one was named.
+    pub account: Option<String>,
+    /// Node-milliseconds used until now.
+    pub used_node_ms: u64,
+    /// Those of them in which the node had no task.
+    pub idle_node_ms: u64,
+    /// Whether few of its nodes have a task and nothing needs the others: it gets new tasks last.
+    pub tail: bool,
+}
+
+/// One shape of blocks: how many there are, and why there is, or is not, another one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShapeReport {
+    /// Its name.
+    pub shape: String,
+    /// Blocks of it that are not over.
+    pub blocks: u32,
+    /// At the most.
+    pub blocks_max: u32,
+    /// Nodes of a block.
+    pub nodes: u32,
+    /// Walltime of a block, milliseconds.
+    pub walltime_ms: u64,
+    /// Blocks that died young in a row.
+    pub failures: u32,
+    /// Why there is, or is not, another block, in words.
+    pub why: String,
+}
+
+/// A node that gets no tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuarantineReport {
+    /// Its name.
+    pub node: String,
+    /// Why, in words.
+    pub reason: String,
+    /// Until when, Unix milliseconds.
+    pub until_ms: u64,
+}
+
+/// Node-milliseconds of all blocks, as scheduler and accounting would count them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeHours {
+    /// Used until now.
+    pub used_node_ms: u64,
+    /// Those of them in which the node had no task.
+    pub idle_node_ms: u64,
+    /// What blocks that are not over may still use, up to their walltime.
+    pub intended_node_ms: u64,
+    /// The limit, if there is one.
+    pub limit_node_ms: Option<u64>,
 }
 
 /// One manager.
@@ -129,6 +185,12 @@ pub struct EndpointReport {
     pub decisions: Vec<Decision>,
     /// Why tasks wait, by class, for explain.
     pub waiting_why: BTreeMap<String, String>,
+    /// Shapes of blocks, in the order in which they are tried.
+    pub shapes: Vec<ShapeReport>,
+    /// Nodes that get no tasks.
+    pub quarantine: Vec<QuarantineReport>,
+    /// What was and may be used.
+    pub node_hours: NodeHours,
 }
 
 /// One line of the decision log.

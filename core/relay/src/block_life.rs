@@ -1,7 +1,7 @@
-//! What becomes of a block: what the scheduler says of it, its end, what it left behind, and what its failure means for the next.
+//! What becomes of a block: what the scheduler says of it, its end, and what it left behind.
 
 use crate::io::{BlockRecord, Effect, Seen};
-use crate::limits::{BACKOFF_MS_MAX, ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US};
+use crate::limits::{ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US};
 use crate::relay::Relay;
 use pf_protocol::BlockId;
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -71,6 +71,10 @@ impl Relay {
             }
             match &found.state {
                 BlockState::Ended(end) => self.block_over(id, end.clone()),
+                BlockState::Impossible(words) => {
+                    block.record.state = found.state.clone();
+                    self.never_runs(id, words);
+                }
                 state if *state != block.record.state => {
                     block.record.state = state.clone();
                     self.roster_changed();
@@ -106,50 +110,14 @@ impl Relay {
         let end = if by_us && end == BlockEnd::Completed { BlockEnd::Cancelled } else { end };
         block.record.state = BlockState::Ended(end.clone());
         block.fresh = true;
-        let (came_up, record) = (block.record.came_up, block.record.clone());
+        let record = block.record.clone();
         self.decide(format!("{id} ended: {}", end_words(&end)));
-        self.effects.push(Effect::BlockOver { record: record.clone() });
+        self.effects.push(Effect::BlockOver { record });
+        self.book_node_time(id);
         self.read_spools(id);
-        self.count_failure(id, &end, came_up || by_us);
+        self.judge_end(id, &end, by_us);
         self.roster_changed();
         self.forget_old_blocks();
-    }
-
-    fn count_failure(&mut self, id: BlockId, end: &BlockEnd, excused: bool) {
-        let no_fault = matches!(end, BlockEnd::Preempted | BlockEnd::Walltime | BlockEnd::Cancelled);
-        if excused || no_fault {
-            return;
-        }
-        self.blocks.roster.failures += 1;
-        let failures = self.blocks.roster.failures;
-        let doubled = self.config.scaling.backoff_ms.saturating_mul(1 << (failures - 1).min(30));
-        let pause_ms = doubled.min(BACKOFF_MS_MAX);
-        self.blocks.not_before = self.now + pause_ms * 1_000;
-        if failures >= self.config.scaling.failures_max {
-            let words = end_words(end);
-            self.pause(format!(
-                "{failures} blocks in a row ended before a manager connected; the last was {id}: {words}"
-            ));
-        } else {
-            self.decide(format!(
-                "wait {} s after {failures} blocks in a row that died young",
-                pause_ms / 1_000
-            ));
-        }
-    }
-
-    pub(crate) fn pause(&mut self, reason: String) {
-        self.decide(format!("pause: {reason}"));
-        self.blocks.roster.paused = Some(reason);
-        self.roster_changed();
-    }
-
-    pub(crate) fn resume(&mut self) {
-        self.decide("resume: asked by its owner".into());
-        self.blocks.roster.paused = None;
-        self.blocks.roster.failures = 0;
-        self.blocks.not_before = self.now;
-        self.roster_changed();
     }
 
     fn read_spools(&mut self, id: BlockId) {
@@ -211,10 +179,7 @@ impl Relay {
     }
 
     pub(crate) fn on_block_log(&mut self, id: BlockId, tail: String) {
-        let young = self.blocks.all.get(&id).is_some_and(|b| !b.record.came_up);
-        if let Some(last) = tail.trim().lines().last().filter(|_| young) {
-            self.decide(format!("the last words of {id}: {last}"));
-        }
+        self.hear_last_words(id, &tail);
         if let Some(block) = self.blocks.all.get_mut(&id) {
             block.log_tail = Some(tail).filter(|t| !t.trim().is_empty());
         }

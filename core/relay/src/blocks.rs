@@ -1,8 +1,9 @@
-//! Blocks: when one is asked for, what becomes of it, when it is given back; and when the endpoint pauses itself.
+//! Blocks: what is known of each, how its intent gets to disk and to the scheduler, how it comes up, how it is told to end.
 
-use crate::io::{BlockRecord, Effect, Roster, Scaling, SubmitResult};
-use crate::limits::{DRAIN_MS, LATER_US, LIVE_BLOCKS_MAX};
+use crate::io::{BlockRecord, Effect, Roster, SubmitResult};
+use crate::limits::{DRAIN_MS, LATER_US};
 use crate::relay::Relay;
+use crate::scaling::Scaling;
 use pf_protocol::message::Drain;
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
@@ -27,7 +28,16 @@ pub(crate) struct Block {
     pub submit_after: Option<u64>,
     pub submitted_at: Micros,
     pub ends_at: Option<Micros>,
+    /// Whether it was asked for in this relay's life.
+    pub asked_here: bool,
+    /// When the first manager of this relay's life connected.
+    pub heard_at: Option<Micros>,
+    /// Since when nothing needs it.
     pub idle_since: Option<Micros>,
+    /// Since when few of its nodes have a task.
+    pub few_since: Option<Micros>,
+    /// Whether it is in its tail.
+    pub tail: bool,
     /// Told to drain: since when, why.
     pub drain: Option<(Micros, String)>,
     pub cancel_asked: bool,
@@ -51,7 +61,16 @@ pub(crate) struct Blocks {
     pub roster: Roster,
     saved: u64,
     roster_dirty: bool,
+    /// No block is asked for before this: the roster cannot be written.
     pub not_before: Micros,
+    /// When scaling was thought over last.
+    pub scaled_at: Micros,
+    /// The next first task may have it thought over at once from then on.
+    pub soon_after: Micros,
+    /// When the counts of node-hours were last written down.
+    pub time_saved_at: Micros,
+    /// For each shape why there is, or is not, another block.
+    pub shape_words: Vec<(String, String)>,
     pub poll_at: Micros,
     pub polling_since: Option<Micros>,
     pub poll_again: bool,
@@ -94,15 +113,26 @@ impl Blocks {
         self.all.values().filter(|b| !b.is_over())
     }
 
-    /// The shape of a node: as the profile says, else the largest that was seen.
-    pub fn node<'a>(&'a self, scaling: &'a Scaling) -> Option<&'a NodeCapacity> {
-        scaling.node.as_ref().or(self.roster.largest_node.as_ref())
+    /// The shape of a node of this kind of block: as the profile says, else the largest that was seen.
+    pub fn node<'a>(&'a self, scaling: &'a Scaling, shape: &str) -> Option<&'a NodeCapacity> {
+        let configured = scaling.shape(shape).and_then(|s| s.node.as_ref());
+        configured.or_else(|| self.roster.shapes.get(shape)?.node.as_ref())
+    }
+
+    /// The largest node of all shapes; None while one of them is not known.
+    pub fn largest_node(&self, scaling: &Scaling) -> Option<NodeCapacity> {
+        let nodes: Option<Vec<&NodeCapacity>> =
+            scaling.shapes.iter().map(|s| self.node(scaling, &s.name)).collect();
+        nodes?.into_iter().cloned().reduce(|a, b| larger(&a, &b))
     }
 
     /// Cores that this endpoint could have.
     pub fn cores_possible(&self, scaling: &Scaling) -> u64 {
-        let cores = self.node(scaling).map_or(0, |n| u64::from(n.cores));
-        cores * u64::from(scaling.max_blocks) * u64::from(scaling.nodes_per_block)
+        let of_shape = |shape: &crate::scaling::Shape| {
+            let cores = self.node(scaling, &shape.name).map_or(0, |n| u64::from(n.cores));
+            cores * u64::from(shape.max_blocks.min(scaling.max_blocks)) * u64::from(shape.nodes)
+        };
+        scaling.shapes.iter().map(of_shape).sum()
     }
 }
 
@@ -115,7 +145,7 @@ impl Relay {
     }
 
     /// Hands the roster to the shell if it changed; its version.
-    fn save_roster(&mut self) -> u64 {
+    pub(crate) fn save_roster(&mut self) -> u64 {
         if std::mem::take(&mut self.blocks.roster_dirty) {
             self.blocks.roster.version += 1;
             let blocks = self.blocks.all.values().map(|b| {
@@ -154,106 +184,7 @@ impl Relay {
         self.decide(format!("no block is asked for: the roster cannot be written: {error}"));
     }
 
-    // ---- Scaling.
-
-    /// Whether tasks wait and nothing was done about it yet: the first task does not wait for the next tick.
-    pub(crate) fn scale_soon(&self) -> bool {
-        self.recovery.ready()
-            && self.stopping.is_none()
-            && self.blocks.roster.paused.is_none()
-            && self.now >= self.blocks.not_before
-            && self.config.scaling.max_blocks > 0
-            && self.classes.all.iter().any(|c| c.waiting > 0)
-            && self.blocks.live().next().is_none()
-    }
-
-    /// Thinks about blocks: asks for new ones, gives idle ones back, asks the scheduler where they are.
-    pub(crate) fn scale(&mut self) {
-        if !self.exited {
-            if self.recovery.settled || self.stopping.is_some() {
-                self.end_what_drains();
-            }
-            if self.recovery.settled && self.stopping.is_none() {
-                self.give_back_idle();
-                self.ask_for_blocks();
-            }
-            self.save_roster();
-            self.poll_blocks();
-        }
-    }
-
-    /// Nodes that the tasks here would fill.
-    fn nodes_wanted(&self) -> (u64, u64) {
-        let node = self.blocks.node(&self.config.scaling);
-        let (mut nodes, mut tasks) = (0u64, 0u64);
-        for class in self.classes.all.iter().filter(|c| c.waiting + c.placed > 0) {
-            let count = class.waiting + class.placed;
-            let fit = node.map_or(u64::MAX, |n| u64::from(class.resources.fit_count(n)));
-            if fit > 0 && class.resources.nodes == 1 {
-                tasks += count;
-                nodes += count.div_ceil(fit);
-            }
-        }
-        (nodes, tasks)
-    }
-
-    fn ask_for_blocks(&mut self) {
-        let scaling = self.config.scaling.clone();
-        if self.blocks.roster.paused.is_some() || self.now < self.blocks.not_before || !self.recovery.ready()
-        {
-            return;
-        }
-        let (nodes, tasks) = self.nodes_wanted();
-        let by_demand = nodes.div_ceil(u64::from(scaling.nodes_per_block.max(1)));
-        let init = if self.blocks.roster.next_block < u64::from(scaling.init_blocks) {
-            scaling.init_blocks
-        } else {
-            0
-        };
-        let floor = scaling.min_blocks.max(init);
-        let most = scaling.max_blocks.min(LIVE_BLOCKS_MAX);
-        let wanted = u32::try_from(by_demand).unwrap_or(u32::MAX).max(floor).min(most);
-        let live = self.blocks.live().filter(|b| b.drain.is_none()).count() as u32;
-        let all = self.blocks.live().count() as u32;
-        // After a failure one block at a time shows whether it is mended.
-        let one = u32::from(self.blocks.roster.failures > 0);
-        let more = wanted.saturating_sub(live).min(most.saturating_sub(all));
-        let more =
-            if one > 0 { more.min(u32::from(self.blocks.live().all(|b| b.record.came_up))) } else { more };
-        for _ in 0..more {
-            let why = if wanted <= floor {
-                format!("at least {floor} are to be there")
-            } else {
-                format!("{tasks} tasks fill {nodes} node{}", if nodes == 1 { "" } else { "s" })
-            };
-            self.intend_block(
-                &scaling,
-                &format!("{why}; {live} of {wanted} wanted blocks are there, {most} at the most"),
-            );
-        }
-    }
-
-    fn intend_block(&mut self, scaling: &Scaling, why: &str) {
-        self.blocks.roster.next_block += 1;
-        let id = BlockId(self.blocks.roster.next_block);
-        let name = format!("pf-{}-{id}-{:08x}", self.config.endpoint, self.config.incarnation as u32);
-        self.decide(format!("submit {id} of {} node(s): {why}", scaling.nodes_per_block));
-        let record = BlockRecord {
-            block: id,
-            name,
-            nodes: scaling.nodes_per_block,
-            walltime_ms: scaling.walltime_ms,
-            account: scaling.account.clone(),
-            ..BlockRecord::default()
-        };
-        self.roster_changed();
-        let block = Block { record, fresh: true, submit_after: Some(u64::MAX), ..Block::default() };
-        self.blocks.all.insert(id, block);
-        let version = self.save_roster();
-        if let Some(block) = self.blocks.all.get_mut(&id) {
-            block.submit_after = Some(version);
-        }
-    }
+    // ---- Coming up.
 
     pub(crate) fn on_submitted(&mut self, id: BlockId, result: SubmitResult) {
         let Some(block) = self.blocks.all.get_mut(&id).filter(|b| !b.is_over()) else { return };
@@ -265,8 +196,9 @@ impl Relay {
                 }
             }
             SubmitResult::Later(words) => {
-                self.blocks.not_before = self.now + LATER_US;
+                block.cancel_asked = true;
                 self.decide(format!("{id} is asked for later: {words}"));
+                self.wait_with(id, LATER_US / 1_000, format!("the scheduler says: {words}"));
                 self.block_over(id, BlockEnd::Cancelled);
             }
             SubmitResult::Refused(words) => self.block_over(id, BlockEnd::SubmitFailed(words)),
@@ -282,48 +214,30 @@ impl Relay {
 
     /// A manager (or, without one, the pilot) of the block is here.
     pub(crate) fn block_heard(&mut self, id: BlockId, manager: Option<u32>) {
-        let capacity = manager.and_then(|h| self.managers.get(&h)).map(|m| m.capacity.clone());
+        let connected = manager.and_then(|h| self.managers.get(&h));
+        let found = connected.map(|m| (m.capacity.clone(), m.ends_at.saturating_sub(self.now) / 1_000));
         let Some(block) = self.blocks.all.get_mut(&id) else { return };
         if !matches!(block.record.state, BlockState::Running | BlockState::Ending) {
             block.record.state = BlockState::Running;
         }
         block.managers.extend(manager);
         let drain = block.drain.clone();
-        if let Some(capacity) = capacity {
-            block.record.came_up = true;
-            self.blocks.roster.failures = 0;
-            let largest = self.blocks.roster.largest_node.get_or_insert_with(NodeCapacity::default);
+        if let Some((capacity, left_ms)) = found {
+            let first = block.heard_at.is_none() && block.asked_here;
+            block.heard_at.get_or_insert(self.now);
+            let (shape, walltime_ms) = (block.record.shape.clone(), block.record.walltime_ms);
+            let book = self.blocks.roster.shapes.entry(shape).or_default();
+            let largest = book.node.get_or_insert_with(NodeCapacity::default);
             *largest = larger(largest, &capacity);
+            if first {
+                book.start_ms = walltime_ms.saturating_sub(left_ms);
+            }
             // The broker refuses by this what no node can run: it is told at once.
             (self.report_at, self.report_dirty) = (self.now, true);
         }
         self.roster_changed();
         if let Some((_, reason)) = drain {
             self.send_drain(id, &reason, DRAIN_MS);
-        }
-    }
-
-    fn give_back_idle(&mut self) {
-        let waiting = self.classes.all.iter().any(|c| c.waiting > 0);
-        let mut spare = self.blocks.live().filter(|b| b.drain.is_none()).count() as u32;
-        let keep = self.config.scaling.min_blocks;
-        let idle_us = self.config.scaling.idle_ms.saturating_mul(1_000);
-        let mut give_back = Vec::new();
-        for (id, block) in self.blocks.all.iter_mut().filter(|(_, b)| !b.is_over() && b.drain.is_none()) {
-            let busy = block.managers.iter().filter_map(|h| self.managers.get(h)).any(|m| m.placed > 0);
-            if busy || waiting {
-                block.idle_since = None;
-                continue;
-            }
-            let since = *block.idle_since.get_or_insert(self.now);
-            if self.now >= since + idle_us && spare > keep {
-                spare -= 1;
-                give_back.push(*id);
-            }
-        }
-        for id in give_back {
-            let seconds = self.config.scaling.idle_ms / 1_000;
-            self.drain_block(id, &format!("idle for {seconds} s"), DRAIN_MS);
         }
     }
 
@@ -354,7 +268,7 @@ impl Relay {
     }
 
     /// Blocks that were told to end and have not, or that never got a pilot that could be told, are cancelled at the scheduler.
-    fn end_what_drains(&mut self) {
+    pub(crate) fn end_what_drains(&mut self) {
         let mut late = Vec::new();
         let killing = self.stopping.as_ref().is_some_and(|s| s.kill);
         for (id, block) in &self.blocks.all {

@@ -70,7 +70,7 @@ impl Relay {
 
     fn define(&mut self, def: Arc<pf_protocol::job::JobDef>) {
         let id = def.job;
-        let class = self.classes.number(&def.spec.resources);
+        let class = self.classes.number(&def.spec.resources, def.spec.account.as_deref());
         let job = self.jobs.entry(id).or_insert_with(Job::new);
         if std::mem::take(&mut job.ready) {
             // It stands in the queue of its old class and priority.
@@ -178,6 +178,11 @@ impl Relay {
 
     /// Outcomes of tasks that were cancelled before they left the relay.
     pub(crate) fn made_cancelled(&mut self, id: JobId, tasks: &Ranges) {
+        self.end_waiting(id, tasks, OutcomeKind::Cancelled, "cancelled before it started");
+    }
+
+    /// Outcomes of tasks that never left the relay.
+    pub(crate) fn end_waiting(&mut self, id: JobId, tasks: &Ranges, kind: OutcomeKind, why: &str) {
         let mut rest = tasks.clone();
         while !rest.is_empty() {
             let page = rest.take_first(pf_protocol::limits::BATCH_TASKS_MAX as u64);
@@ -186,12 +191,9 @@ impl Relay {
                 job: id,
                 index,
                 attempt: AttemptId { epoch: first.epoch, n },
-                kind: OutcomeKind::Cancelled,
+                kind,
                 ran: Ran::No,
-                error: Some(Box::new(ErrorDetail {
-                    message: "cancelled before it started".into(),
-                    ..ErrorDetail::default()
-                })),
+                error: Some(Box::new(ErrorDetail { message: why.into(), ..ErrorDetail::default() })),
                 ..Outcome::default()
             });
             let outcomes = outcomes.collect();
@@ -233,6 +235,7 @@ impl Relay {
             queue.retain(|other| *other != id);
         }
         self.jobs.remove(&id);
+        self.blocks.roster.jobs_node_ms.remove(&id);
     }
 
     /// Gives everything that waits back to the broker.

@@ -1,4 +1,4 @@
-//! Resource classes: equal resources are one class, known by a number.
+//! Resource classes: equal resources on one account are one class, known by a number.
 
 use pf_protocol::resources::Resources;
 use std::collections::BTreeMap;
@@ -7,36 +7,48 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Class {
     pub resources: Resources,
+    /// The account that its jobs name.
+    pub account: Option<String>,
     pub waiting: u64,
     pub placed: u64,
 }
 
-/// The register. Class 0 is one core and nothing else.
+/// The register. Class 0 is one core and nothing else, on no account in particular.
 #[derive(Debug)]
 pub(crate) struct Classes {
-    numbers: BTreeMap<Resources, usize>,
+    numbers: BTreeMap<(Resources, Option<String>), usize>,
     pub all: Vec<Class>,
 }
 
 impl Classes {
     pub fn new() -> Classes {
         let mut classes = Classes { numbers: BTreeMap::new(), all: Vec::new() };
-        classes.number(&Resources::default());
+        classes.number(&Resources::default(), None);
         classes
     }
 
-    /// The number of a class, new or known. Classes are few (one for each distinct `Resources` in the life of a relay) and are kept.
-    pub fn number(&mut self, resources: &Resources) -> usize {
-        if let Some(number) = self.numbers.get(resources) {
+    /// The number of a class, new or known. Classes are few (one for each distinct need in the life of a relay) and are kept.
+    pub fn number(&mut self, resources: &Resources, account: Option<&str>) -> usize {
+        let key = (resources.clone(), account.map(str::to_owned));
+        if let Some(number) = self.numbers.get(&key) {
             return *number;
         }
-        self.all.push(Class { resources: resources.clone(), waiting: 0, placed: 0 });
-        self.numbers.insert(resources.clone(), self.all.len() - 1);
+        let (resources, account) = key.clone();
+        self.all.push(Class { resources, account, waiting: 0, placed: 0 });
+        self.numbers.insert(key, self.all.len() - 1);
         self.all.len() - 1
     }
 }
 
-/// A class in a few words: `2 cores, 0.5 GPU`.
+/// A class in a few words: `2 cores, 0.5 GPU on account p1`.
+pub(crate) fn class_words(class: &Class) -> String {
+    match &class.account {
+        Some(account) => format!("{} on account {account}", words(&class.resources)),
+        None => words(&class.resources),
+    }
+}
+
+/// Resources in a few words: `2 cores, 0.5 GPU`.
 pub(crate) fn words(resources: &Resources) -> String {
     let mut parts = vec![format!("{} core{}", resources.cores, if resources.cores == 1 { "" } else { "s" })];
     if resources.gpus_milli > 0 {

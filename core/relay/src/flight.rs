@@ -2,7 +2,7 @@
 
 use crate::queue::Chunk;
 use bytes::Bytes;
-use pf_protocol::{AttemptId, JobId};
+use pf_protocol::{AttemptId, JobId, Micros};
 
 /// Where one attempt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct Flight {
     /// Resource class that its tasks were counted with.
     pub class: usize,
     pub lost: u32,
+    /// When it was dispatched, or adopted.
+    pub since: Micros,
     tasks: Vec<u32>,
     /// Where each item ends in `blob`; empty if there are none.
     ends: Vec<u32>,
@@ -34,7 +36,14 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub fn new(job: JobId, manager: u32, first: AttemptId, class: usize, chunk: &Chunk) -> Flight {
+    pub fn new(
+        job: JobId,
+        manager: u32,
+        first: AttemptId,
+        class: usize,
+        chunk: &Chunk,
+        since: Micros,
+    ) -> Flight {
         let tasks: Vec<u32> = chunk.tasks.iter().collect();
         let ends = chunk.lens().iter().scan(0u32, |at, len| {
             *at += len;
@@ -43,7 +52,7 @@ impl Flight {
         let states = vec![State::Placed; tasks.len()];
         let live = tasks.len() as u32;
         let (ends, blob) = (ends.collect(), chunk.blob.clone());
-        Flight { job, manager, first, class, lost: chunk.lost, tasks, ends, blob, states, live }
+        Flight { job, manager, first, class, lost: chunk.lost, since, tasks, ends, blob, states, live }
     }
 
     /// Attempts that are not over.

@@ -1,61 +1,14 @@
 //! What comes into the relay's core and what it wants done. The shell (`pf-relay`) and the simulation carry these.
 
+use crate::plan::ShapeBook;
+use crate::scaling::Scaling;
 use bytes::Bytes;
 use pf_protocol::message::AnswerWhat;
 use pf_protocol::outcome::OutcomeBatch;
 use pf_protocol::report::BlockState;
-use pf_protocol::resources::NodeCapacity;
-use pf_protocol::{BlockId, Epoch, TaskId};
+use pf_protocol::{BlockId, Epoch, JobId, TaskId};
 use serde::{Deserialize, Serialize};
-
-/// When to ask for blocks, and how large. From the endpoint's profile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scaling {
-    /// Blocks to ask for at once when the relay starts, whatever the demand.
-    pub init_blocks: u32,
-    /// Blocks to keep, whatever the demand.
-    pub min_blocks: u32,
-    /// Blocks at the most.
-    pub max_blocks: u32,
-    /// Nodes of a block.
-    pub nodes_per_block: u32,
-    /// Walltime of a block, milliseconds.
-    pub walltime_ms: u64,
-    /// A block without any task for this long is given back. Milliseconds.
-    pub idle_ms: u64,
-    /// Account to charge, if not the shape's own.
-    pub account: Option<String>,
-    /// What a node offers, where the profile says so: else the first manager tells.
-    pub node: Option<NodeCapacity>,
-    /// Blocks that die young in a row after which the endpoint pauses itself.
-    pub failures_max: u32,
-    /// Pause after the first failure, milliseconds; doubles with each.
-    pub backoff_ms: u64,
-    /// A submit that was not answered and that no status lists for this long has failed, milliseconds. A scheduler under load can
-    /// take minutes.
-    pub unclear_ms: u64,
-    /// The scheduler is asked this often while a block waits or is about to end, milliseconds.
-    pub poll_ms: u64,
-}
-
-impl Default for Scaling {
-    fn default() -> Self {
-        Scaling {
-            init_blocks: 0,
-            min_blocks: 0,
-            max_blocks: 1,
-            nodes_per_block: 1,
-            walltime_ms: 24 * 3_600_000,
-            idle_ms: 120_000,
-            account: None,
-            node: None,
-            failures_max: 10,
-            backoff_ms: 1_000,
-            unclear_ms: 900_000,
-            poll_ms: 1_000,
-        }
-    }
-}
+use std::collections::BTreeMap;
 
 /// All that the core must be told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,14 +58,30 @@ pub struct Roster {
     pub version: u64,
     /// The next block's number.
     pub next_block: u64,
-    /// Blocks that died young, in a row.
-    pub failures: u32,
+    /// What is remembered of each shape of blocks, failures above all.
+    pub shapes: BTreeMap<String, ShapeBook>,
     /// Why the endpoint pauses itself, or who paused it.
     pub paused: Option<String>,
-    /// Largest node that was seen.
-    pub largest_node: Option<NodeCapacity>,
+    /// Node-milliseconds that blocks which are over have used.
+    pub used_node_ms: u64,
+    /// Those of them in which no task was on the node.
+    pub idle_node_ms: u64,
+    /// Node-milliseconds that jobs with a limit have used, for as long as the relay knows the job.
+    pub jobs_node_ms: BTreeMap<JobId, u64>,
+    /// Nodes that get no tasks, by name.
+    pub quarantine: BTreeMap<String, Quarantine>,
     /// Blocks that are not over, and the last few that are.
     pub blocks: Vec<BlockRecord>,
+}
+
+/// Why a node gets no tasks, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Quarantine {
+    /// Why, in words.
+    pub reason: String,
+    /// Until when, Unix milliseconds.
+    pub until_ms: u64,
 }
 
 /// One block, as the roster keeps it.
@@ -131,16 +100,34 @@ pub struct BlockRecord {
     pub nodes: u32,
     /// Walltime asked for, milliseconds.
     pub walltime_ms: u64,
-    /// Name of the block's shape: what else is asked for with it, the shell knows by this.
+    /// Name of its shape: what else is asked for with it, the shell knows by this.
     pub shape: String,
-    /// Account to charge, if not the shape's own.
+    /// Account to charge; None leaves it to the shell's shape or the scheduler.
     pub account: Option<String>,
+    /// The job with a limit of node-hours for which alone it was asked for.
+    pub job: Option<JobId>,
+    /// Asked for ahead of any demand: it may wait in the queue for as long as it likes.
+    pub ahead: bool,
     /// Nodes that it must not get.
     pub exclude: Vec<String>,
-    /// Whether a manager of it ever connected: what ends before is a failure.
+    /// When it was seen to run first, Unix milliseconds.
+    pub started_ms: Option<u64>,
+    /// Node-milliseconds in which no task was on a node that was there.
+    pub idle_node_ms: u64,
+    /// Node-milliseconds that it used; known once it is over.
+    pub used_node_ms: u64,
+    /// Whether a manager of it delivered an outcome, or stayed for a while: what ends before is a failure.
     pub came_up: bool,
     /// Last known state.
     pub state: BlockState,
+}
+
+impl BlockRecord {
+    /// Node-milliseconds that it may use, from its start to its walltime.
+    #[must_use]
+    pub fn intended_node_ms(&self) -> u64 {
+        u64::from(self.nodes).saturating_mul(self.walltime_ms)
+    }
 }
 
 /// What a status query said of one block.

@@ -5,9 +5,11 @@
 
 mod block_life;
 mod blocks;
+mod brake;
 mod broker_side;
 mod check;
 mod classes;
+mod failures;
 mod flight;
 pub mod io;
 pub mod limits;
@@ -15,11 +17,17 @@ mod manager;
 mod manager_side;
 mod outbox;
 mod place;
+pub mod plan;
+mod quarantine;
 mod queue;
 mod recover;
 mod relay;
 mod report;
+mod scale;
+pub mod scaling;
+mod snapshot;
 mod stop;
 
-pub use io::{BlockRecord, Config, Effect, Input, Roster, Scaling, Seen, SubmitResult};
+pub use io::{BlockRecord, Config, Effect, Input, Quarantine, Roster, Seen, SubmitResult};
 pub use relay::Relay;
+pub use scaling::{Accounts, Scaling, Shape};

@@ -28,6 +28,9 @@ pub const PREFETCH_TASKS_A_MANAGER_MAX: u32 = 4_096;
 /// Work ahead below this is not called back for idle managers: it would be over before the answer comes. Microseconds.
 pub const RECALL_WORK_US_MIN: u64 = 10_000;
 
+/// Managers with free slots that are asked, before work ahead elsewhere is called back, whether it would run there.
+pub const IDLE_ASKED_MAX: usize = 64;
+
 /// Decisions kept for `pf endpoint explain`.
 pub const DECISIONS_MAX: usize = 200;
 
@@ -57,6 +60,53 @@ pub const POLL_CALM_US: u64 = 10_000_000;
 
 /// A scheduler command that was not answered for this long is asked again, microseconds: above the shell's own timeout.
 pub const POLL_LOST_US: u64 = 120_000_000;
+
+/// Walltime that a block which has not begun is believed to lose until its managers run, milliseconds, unless more was measured: a task that
+/// needs all of a block's walltime would never start, and blocks would come and go for it for ever.
+pub const START_MARGIN_MS: u64 = 60_000;
+
+/// A limit of node-hours may shorten a block's walltime down to this, milliseconds: below, start and end are most of it.
+pub const WALLTIME_MS_MIN: u64 = 600_000;
+
+/// A block of which at most one node in so many (and one, in a small block) has a task, and no other is needed, is in its tail.
+pub const TAIL_NODES_SHARE: u32 = 10;
+
+/// Managers of a block are waited for this long after the first one, microseconds: later the node is not counted on.
+pub const ABSENT_US: u64 = 120_000_000;
+
+/// The first task does not wait for the next thought about scaling, but such thoughts keep this distance, microseconds.
+pub const SCALE_SOON_US: u64 = 20_000;
+
+/// A block whose managers have been here for this long has come up, even if no task has ended in it. Microseconds.
+pub const SETTLED_US: u64 = 60_000_000;
+
+/// While blocks run, their node-hours are written down this often, microseconds: a relay that is killed forgets no more.
+pub const TIME_SAVED_US: u64 = 60_000_000;
+
+/// Jobs whose node-hours are remembered; the oldest is forgotten.
+pub const BRAKED_JOBS_MAX: usize = 10_000;
+
+/// A task that fails before this has failed quickly, microseconds.
+pub const QUICK_US: u64 = 10_000_000;
+
+/// Distinct tasks that fail quickly in a row on a node before it is compared with others.
+pub const STREAK_MIN: usize = 8;
+
+/// Tasks of a row that are counted.
+pub const STREAK_TASKS_MAX: usize = 256;
+
+/// A row is no chance when its likelihood, by how often the job's tasks fail elsewhere, is below e to this: one in ten thousand.
+pub const CHANCE_LN: f64 = -9.21;
+
+/// A node that fails everything gets no task for this long while the first tasks elsewhere still run, microseconds: a node that fails within
+/// milliseconds would eat the whole job in the meantime.
+pub const WATCH_US: u64 = QUICK_US;
+
+/// Managers in a row that die on a node soon after they connected.
+pub const DEATHS_MAX: u32 = 3;
+
+/// A quarantine ends after this, milliseconds: nodes are mended.
+pub const QUARANTINE_MS: u64 = 3_600_000;
 
 /// Longest back-off after blocks that died young, milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 3_600_000;

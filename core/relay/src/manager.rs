@@ -1,5 +1,7 @@
 //! A manager, as the relay counts it: what it offers, what of that is in use, what it was told.
 
+use crate::plan::NODE_PARTS;
+use crate::scaling::Accounts;
 use pf_protocol::message::{AttemptBatch, Inventory};
 use pf_protocol::report::ManagerReport;
 use pf_protocol::resources::{NodeCapacity, Resources};
@@ -46,6 +48,15 @@ pub(crate) struct Manager {
     pub out: Vec<AttemptBatch>,
     /// Under how many free cores it stands among the usable ones.
     pub room_key: Option<i64>,
+    /// Who pays for its block: its shape's accounts, and the one that it is charged to.
+    pub accounts: Accounts,
+    pub account: Option<String>,
+    /// Its block is in its tail: it gets tasks when no other has room.
+    pub last_choice: bool,
+    /// Its node gets no tasks.
+    pub shunned: bool,
+    /// When it connected first.
+    pub since: Micros,
     /// Whether it stands in the list of those that changed.
     pub touched: bool,
     pub load: ManagerReport,
@@ -79,6 +90,11 @@ impl Manager {
             suspect: None,
             out: Vec::new(),
             room_key: None,
+            accounts: Accounts::Unused,
+            account: None,
+            last_choice: false,
+            shunned: false,
+            since: 0,
             touched: false,
             load: ManagerReport::default(),
         }
@@ -86,7 +102,25 @@ impl Manager {
 
     /// Whether it may get work.
     pub fn usable(&self) -> bool {
-        self.conn.is_some() && self.judged && !self.draining
+        self.conn.is_some() && self.judged && !self.draining && !self.shunned
+    }
+
+    /// Whether its block's account may be charged for a job that names this one.
+    pub fn pays_for(&self, account: Option<&str>) -> bool {
+        self.accounts.charged(account) == Some(self.account.as_deref())
+    }
+
+    /// What of the node is free in its scarcest dimension, in [`NODE_PARTS`].
+    pub fn free_parts(&self) -> u64 {
+        let part = |free: i64, of: u64| match of {
+            0 => NODE_PARTS,
+            of => u64::try_from(u128::from(free.max(0) as u64) * u128::from(NODE_PARTS) / u128::from(of))
+                .unwrap_or(NODE_PARTS),
+        };
+        let capacity = &self.capacity;
+        part(self.free_cores, capacity.cores.into())
+            .min(part(self.free_gpus, capacity.gpus_milli.into()))
+            .min(part(self.free_memory, capacity.memory_bytes))
     }
 
     pub fn free_cores(&self) -> i64 {

@@ -5,6 +5,7 @@ use crate::limits::LEASE_MARGIN_MS;
 use crate::manager::Manager;
 use crate::queue::{Chunk, Job};
 use crate::relay::{Peer, Relay};
+use crate::scaling::Accounts;
 use pf_protocol::job::OnLost;
 use pf_protocol::limits::{BATCH_TASKS_MAX, HEARTBEAT_MS_MIN, LEASE_MS, SILENT_INTERVALS};
 use pf_protocol::message::{Confirm, Hello, Inventory, Message, PilotReport, Started, Who};
@@ -59,7 +60,17 @@ impl Relay {
                 }
                 let handle = self.new_handle();
                 self.manager_handles.insert(id, handle);
-                self.managers.insert(handle, Manager::new(id, node, capacity));
+                let mut manager = Manager::new(id, node, capacity);
+                manager.since = self.now;
+                manager.shunned = self.is_shunned(&manager.node);
+                if let Some(block) = self.blocks.all.get(&id.block) {
+                    let shape = self.config.scaling.shape(&block.record.shape);
+                    manager.account = block.record.account.clone();
+                    // A shape that is configured no more: its blocks serve their own account.
+                    manager.accounts = shape.map_or(Accounts::Any(None), |s| s.accounts.clone());
+                    manager.last_choice = block.tail;
+                }
+                self.managers.insert(handle, manager);
                 handle
             }
         };
@@ -232,6 +243,7 @@ impl Relay {
             return;
         }
         manager.received_seq = batch.seq;
+        self.block_works(batch.manager.block);
         self.end_attempts(&batch);
         self.outbox.push(batch);
     }
@@ -251,6 +263,8 @@ impl Relay {
             if let Some(job) = self.jobs.get_mut(&id) {
                 job.measured(sum_us, count);
             }
+            self.count_use(id, batch.manager, sum_us);
+            self.see_ends(id, &batch.node, run);
             self.make_ready(id);
             self.retire(id);
         }
@@ -334,7 +348,7 @@ impl Relay {
         let job = self.jobs.entry(task.job).or_insert_with(Job::new);
         job.placed += 1;
         let class = job.class;
-        self.book(handle, Flight::new(task.job, handle, attempt, class, &chunk));
+        self.book(handle, Flight::new(task.job, handle, attempt, class, &chunk, self.now));
     }
 
     /// Counts a flight in at its manager. Its job has counted it already.
@@ -370,7 +384,10 @@ impl Relay {
     /// `wait` stay in the books until there is proof, and so does the manager.
     pub(crate) fn bury(&mut self, handle: u32, why: &str, proof: bool) {
         let Some(manager) = self.managers.get(&handle) else { return };
-        let (id, node) = (manager.id, manager.node.clone());
+        let (id, node, lived_us) = (manager.id, manager.node.clone(), self.now - manager.since);
+        if self.blocks.all.get(&id.block).is_some_and(|b| b.drain.is_none() && !b.is_over()) {
+            self.see_death(&node, lived_us);
+        }
         let kind = self.loss_of(id.block);
         let mut batch = self.own_batch(id, &node);
         for attempt in self.live_attempts(handle) {
@@ -380,7 +397,9 @@ impl Relay {
             if !proof && policy == OnLost::Wait {
                 continue;
             }
+            let lost_us = self.now - flight.since;
             let Some((task, state)) = self.end_attempt(attempt) else { continue };
+            self.count_use(task.job, id, lost_us);
             let cancelled =
                 self.jobs.get(&task.job).is_some_and(|j| j.cancel_kill && j.cancelled.contains(task.index));
             batch.outcomes.push(Outcome {

@@ -3,8 +3,8 @@
 
 use crate::flight::{Flight, State};
 use crate::limits::{
-    PREFETCH_MEAN_US_MAX, PREFETCH_TASKS_A_MANAGER_MAX, PREFETCH_TASKS_A_SLOT_MAX, PREFETCH_WORK_US,
-    RECALL_WORK_US_MIN,
+    IDLE_ASKED_MAX, PREFETCH_MEAN_US_MAX, PREFETCH_TASKS_A_MANAGER_MAX, PREFETCH_TASKS_A_SLOT_MAX,
+    PREFETCH_WORK_US, RECALL_WORK_US_MIN,
 };
 use crate::queue::Chunk;
 use crate::relay::{ReadyKey, Relay};
@@ -47,21 +47,28 @@ impl Relay {
 
     /// Free slots first, from the manager with most of them.
     fn fill_slots(&mut self, key: ReadyKey) {
-        let resources = self.classes.all[key.1].resources.clone();
+        let class = &self.classes.all[key.1];
+        let (resources, account) = (class.resources.clone(), class.account.clone());
         if resources.nodes > 1 {
             return;
         }
         let least = i64::from(resources.cores);
         let candidates: Vec<u32> =
             self.room.iter().rev().take_while(|(free, _)| *free >= least).map(|(_, h)| *h).collect();
-        for handle in candidates {
-            if self.queue_is_empty(key) {
-                return;
-            }
-            let Some(manager) = self.managers.get(&handle) else { continue };
-            let room = manager.room(&resources);
-            if room > 0 {
-                self.give(key, handle, u64::from(room), false);
+        // Blocks in their tail come last, so that they end.
+        for last_choice in [false, true] {
+            for handle in &candidates {
+                if self.queue_is_empty(key) {
+                    return;
+                }
+                let Some(manager) = self.managers.get(handle) else { continue };
+                if manager.last_choice != last_choice || !manager.pays_for(account.as_deref()) {
+                    continue;
+                }
+                let room = manager.room(&resources);
+                if room > 0 {
+                    self.give(key, *handle, u64::from(room), false);
+                }
             }
         }
     }
@@ -76,9 +83,9 @@ impl Relay {
                 self.hungry.remove(&handle);
                 continue;
             };
-            let resources = &self.classes.all[key.1].resources;
-            let slots = resources.fit_count(&manager.capacity);
-            if manager.placed == 0 || slots == 0 {
+            let class = &self.classes.all[key.1];
+            let slots = class.resources.fit_count(&manager.capacity);
+            if manager.placed == 0 || slots == 0 || !manager.pays_for(class.account.as_deref()) {
                 continue;
             }
             match manager.ahead(key.1, slots) {
@@ -111,7 +118,10 @@ impl Relay {
             let most = match (ahead, self.jobs.get(&id)) {
                 (false, _) => number - given,
                 (true, job) => {
-                    let target = u64::from(ahead_most(job.and_then(|j| j.mean_us), slots));
+                    // A job with a limit of node-hours gets what runs, no more: it is charged for what it has.
+                    let limited = job.and_then(|j| j.def.as_ref()?.spec.max_node_hours_milli).is_some();
+                    let mean = job.and_then(|j| j.mean_us);
+                    let target = if limited { 0 } else { u64::from(ahead_most(mean, slots)) };
                     let there = number + given;
                     // Refilled when half is gone, so that batches stay worth a frame.
                     if given == 0 && there > target / 2 { 0 } else { target.saturating_sub(there) }
@@ -175,7 +185,7 @@ impl Relay {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.placed += count;
         }
-        self.book(handle, Flight::new(id, handle, first, class, &chunk));
+        self.book(handle, Flight::new(id, handle, first, class, &chunk, self.now));
         if let Some(manager) = self.managers.get_mut(&handle) {
             if suspect {
                 manager.suspect = Some(first);
@@ -259,6 +269,17 @@ impl Relay {
         self.tell_peer(conn, Dispatch { epoch, batches: page });
     }
 
+    /// Whether a task of this class would find a free slot now; few managers are asked.
+    fn finds_room(&self, class: usize) -> bool {
+        let class = &self.classes.all[class];
+        self.room
+            .iter()
+            .rev()
+            .take(IDLE_ASKED_MAX)
+            .filter_map(|(_, h)| self.managers.get(h))
+            .any(|m| m.room(&class.resources) > 0 && m.pays_for(class.account.as_deref()))
+    }
+
     /// Nothing waits, some managers have free slots, and others have work ahead that takes a while: some of that is called back.
     fn recall_for_the_idle(&mut self) {
         let free = self.room.last().map_or(0, |(cores, _)| *cores);
@@ -282,7 +303,7 @@ impl Relay {
                     .and_then(|f| self.jobs.get(&f.job).and_then(|j| j.mean_us));
                 // Of unknown length: long, for all one knows.
                 let work = mean.map_or(u64::MAX, |mean| u64::from(ahead) * mean / u64::from(slots));
-                (work >= RECALL_WORK_US_MIN).then_some((*handle, class, ahead))
+                (work >= RECALL_WORK_US_MIN && self.finds_room(class)).then_some((*handle, class, ahead))
             })
             .collect();
         let mut idle = i64::from(u32::MAX).min(self.room.iter().rev().map(|(free, _)| (*free).max(0)).sum());

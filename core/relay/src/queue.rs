@@ -110,6 +110,11 @@ pub(crate) struct Job {
     /// Mean run time, microseconds; None until the first outcome.
     pub mean_us: Option<u64>,
     pub released: bool,
+    /// Attempts that succeeded, and that failed.
+    pub ok: u64,
+    pub bad: u64,
+    /// It has used the node-hours that it may.
+    pub braked: bool,
 }
 
 impl Job {
@@ -127,12 +132,15 @@ impl Job {
             cancel_kill: false,
             mean_us: None,
             released: false,
+            ok: 0,
+            bad: 0,
+            braked: false,
         }
     }
 
     /// How many of its tasks may be placed now.
     pub fn available(&self) -> u64 {
-        let Some(def) = &self.def else { return 0 };
+        let Some(def) = self.def.as_ref().filter(|_| !self.braked) else { return 0 };
         let room = def.spec.max_running.map_or(u64::MAX, |most| u64::from(most).saturating_sub(self.placed));
         self.waiting_count.min(room)
     }

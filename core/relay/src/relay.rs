@@ -4,7 +4,7 @@ use crate::blocks::Blocks;
 use crate::classes::Classes;
 use crate::flight::Flight;
 use crate::io::{Config, Effect, Input, Roster};
-use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_US, STOP_LOOK_US, STRANGERS_MAX};
+use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_SOON_US, SCALE_US, STOP_LOOK_US, STRANGERS_MAX};
 use crate::manager::Manager;
 use crate::outbox::Outbox;
 use crate::queue::Job;
@@ -83,6 +83,8 @@ pub struct Relay {
     pub(crate) recall_at: Micros,
     // Blocks.
     pub(crate) blocks: Blocks,
+    /// What speaks against nodes, by name; those without a stain are not in it.
+    pub(crate) nodes: BTreeMap<String, crate::quarantine::NodeBook>,
     // People.
     pub(crate) decisions: VecDeque<Decision>,
     pub(crate) report_dirty: bool,
@@ -142,6 +144,7 @@ impl Relay {
             last_recall: 0,
             recall_at: 0,
             blocks,
+            nodes: BTreeMap::new(),
             decisions: VecDeque::new(),
             report_dirty: true,
             report_at: 0,
@@ -197,6 +200,7 @@ impl Relay {
         self.scale_at = self.now;
         self.report_at = self.now;
         self.blocks.begin(self.now);
+        self.bound_waits();
         self.poll_blocks_now();
     }
 
@@ -294,6 +298,7 @@ impl Relay {
             return;
         }
         if self.scale_soon() {
+            self.blocks.soon_after = self.now + SCALE_SOON_US;
             self.scale();
         }
         self.place();

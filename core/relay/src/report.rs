@@ -1,10 +1,14 @@
 //! What people see: the endpoint's report, and why the tasks of a job are where they are.
 
-use crate::classes::words;
+use crate::classes::{Class, class_words};
+use crate::io::BlockRecord;
 use crate::limits::{EXPLAIN_LINES_MAX, REPORT_MANAGERS_MAX};
 use crate::relay::Relay;
+use crate::scaling::Shape;
 use pf_protocol::JobId;
-use pf_protocol::report::{BlockReport, EndpointReport, ManagerReport};
+use pf_protocol::report::{
+    BlockReport, BlockState, EndpointReport, ManagerReport, NodeHours, QuarantineReport, ShapeReport,
+};
 use std::collections::BTreeMap;
 
 impl Relay {
@@ -13,7 +17,7 @@ impl Relay {
     pub fn report(&self) -> EndpointReport {
         let waiting_why = self.classes.all.iter().enumerate().filter(|(_, c)| c.waiting > 0);
         let waiting_why: BTreeMap<String, String> =
-            waiting_why.map(|(n, c)| (words(&c.resources), self.why_waiting(n))).collect();
+            waiting_why.map(|(n, c)| (class_words(c), self.why_waiting(n))).collect();
         EndpointReport {
             epoch: self.epoch,
             host: self.config.host.clone(),
@@ -27,10 +31,67 @@ impl Relay {
                 .take(REPORT_MANAGERS_MAX)
                 .map(|m| self.manager_report(m))
                 .collect(),
-            largest_node: self.blocks.node(&self.config.scaling).cloned(),
+            largest_node: self.blocks.largest_node(&self.config.scaling),
             decisions: self.decisions.iter().cloned().collect(),
             waiting_why,
+            shapes: self.shape_reports(),
+            quarantine: self.quarantined(),
+            node_hours: self.node_hours(),
         }
+    }
+
+    fn shape_reports(&self) -> Vec<ShapeReport> {
+        let roster = &self.blocks.roster;
+        let report = |shape: &Shape| ShapeReport {
+            shape: shape.name.clone(),
+            blocks: self.blocks.live().filter(|b| b.record.shape == shape.name).count() as u32,
+            blocks_max: shape.max_blocks.min(self.config.scaling.max_blocks),
+            nodes: shape.nodes,
+            walltime_ms: shape.walltime_ms,
+            failures: roster.shapes.get(&shape.name).map_or(0, |b| b.failures),
+            why: self.why_of_shape(&shape.name),
+        };
+        self.config.scaling.shapes.iter().map(report).collect()
+    }
+
+    fn quarantined(&self) -> Vec<QuarantineReport> {
+        let nodes = self.blocks.roster.quarantine.iter().map(|(node, q)| QuarantineReport {
+            node: node.clone(),
+            reason: q.reason.clone(),
+            until_ms: q.until_ms,
+        });
+        nodes.collect()
+    }
+
+    fn why_of_shape(&self, name: &str) -> String {
+        let words = self.blocks.shape_words.iter().find(|(shape, _)| shape == name);
+        words.map_or_else(|| "the relay has only begun".into(), |(_, why)| why.clone())
+    }
+
+    fn node_hours(&self) -> NodeHours {
+        let roster = &self.blocks.roster;
+        let mut hours = NodeHours {
+            used_node_ms: roster.used_node_ms,
+            idle_node_ms: roster.idle_node_ms,
+            intended_node_ms: 0,
+            limit_node_ms: self.config.scaling.node_ms_max,
+        };
+        for block in self.blocks.live() {
+            let (used, whole) = (self.used_until_now(&block.record), block.record.intended_node_ms());
+            hours.used_node_ms += used;
+            hours.idle_node_ms += block.record.idle_node_ms.min(used);
+            hours.intended_node_ms += whole - used;
+        }
+        hours
+    }
+
+    /// What a block has used until now, or in all if it is over.
+    fn used_until_now(&self, record: &BlockRecord) -> u64 {
+        if matches!(record.state, BlockState::Ended(_)) {
+            return record.used_node_ms;
+        }
+        let ran_ms = record.started_ms.map_or(0, |at| self.unix_ms().saturating_sub(at));
+        u64::from(record.nodes).saturating_mul(ran_ms.min(record.walltime_ms))
     }
 
     fn block_report(&self, id: pf_protocol::BlockId) -> BlockReport {
@@ -51,6 +112,11 @@ impl Relay {
                 .map(|at| at.saturating_sub(self.now) / 1_000),
             dir: format!("{}/{id}", self.config.blocks_dir),
             log_tail: block.log_tail.clone(),
+            shape: block.record.shape.clone(),
+            account: block.record.account.clone(),
+            used_node_ms: self.used_until_now(&block.record),
+            idle_node_ms: block.record.idle_node_ms,
+            tail: block.tail && !block.is_over(),
         }
     }
 
@@ -76,33 +142,50 @@ impl Relay {
 
     /// Why tasks of a class wait, in words.
     fn why_waiting(&self, class: usize) -> String {
-        let resources = &self.classes.all[class].resources;
-        let usable = self.managers.values().filter(|m| m.usable()).count();
-        if let Some(paused) = self.blocks.roster.paused.as_ref().filter(|_| usable == 0) {
-            return format!("the endpoint is paused: {paused}");
-        }
+        let class = &self.classes.all[class];
+        let resources = &class.resources;
+        let able = || self.managers.values().filter(|m| m.usable() && m.pays_for(class.account.as_deref()));
         if resources.nodes > 1 {
             return "tasks over several nodes cannot run yet".into();
-        }
-        let node = self.blocks.node(&self.config.scaling);
-        if let Some(why) = node.and_then(|n| resources.why_not_on(n)) {
-            return format!("no node is large enough: {why}");
         }
         if !self.recovery.ready() {
             return "the relay takes inventory after a restart".into();
         }
-        if usable == 0 {
-            let live = self.blocks.live().count();
-            return match live {
+        let why = match (able().count(), able().filter(|m| m.room(resources) > 0).count()) {
+            (0, _) => match self.blocks.live().count() {
                 0 => "there is no block".into(),
-                n => format!("{n} block(s) are asked for, no manager is connected yet"),
-            };
+                n => format!("{n} block(s) are asked for or run; no manager that may run them is connected"),
+            },
+            (some, 0) => format!("all slots of {some} manager(s) are taken"),
+            (_, room) => format!("{room} manager(s) have room; jobs wait for max_running or for walltime"),
+        };
+        match self.why_no_other_block(class) {
+            Some(other) => format!("{why}; {other}"),
+            None => why,
         }
-        let room = self.managers.values().filter(|m| m.usable() && m.room(resources) > 0).count();
-        match room {
-            0 => format!("all slots of {usable} manager(s) are taken"),
-            n => format!("{n} manager(s) have room; jobs wait for max_running or for walltime"),
+    }
+
+    /// Why no further block comes for a class, in words: of each shape what keeps it.
+    fn why_no_other_block(&self, class: &Class) -> Option<String> {
+        if let Some(paused) = &self.blocks.roster.paused {
+            return Some(format!("the endpoint is paused: {paused}"));
         }
+        let shapes = &self.config.scaling.shapes;
+        let why = |shape: &Shape| {
+            let node = self.blocks.node(&self.config.scaling, &shape.name);
+            if let Some(why) = node.and_then(|n| class.resources.why_not_on(n)) {
+                return format!("no node is large enough: {why}");
+            }
+            match (shape.accounts.charged(class.account.as_deref()), &class.account) {
+                (None, Some(account)) => format!("account {account} may not be charged"),
+                _ => self.why_of_shape(&shape.name),
+            }
+        };
+        let words = shapes.iter().map(|s| match shapes.len() {
+            1 => why(s),
+            _ => format!("{}: {}", s.name, why(s)),
+        });
+        Some(words.collect::<Vec<_>>().join("; ")).filter(|w| !w.is_empty())
     }
 
     /// Why the tasks of a job are where they are.
@@ -115,7 +198,7 @@ impl Relay {
             "{id}: {} tasks wait here, {} are placed; each needs {}",
             job.waiting_count,
             job.placed,
-            words(&class.resources)
+            class_words(class)
         )];
         if job.def.is_none() {
             lines.push("its definition has not come yet".into());

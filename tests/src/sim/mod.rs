@@ -12,4 +12,4 @@ mod world;
 
 pub use rng::Rng;
 pub use truth::Truth;
-pub use world::{Faults, Plan, World};
+pub use world::{Faults, Plan, Scheduler, World};

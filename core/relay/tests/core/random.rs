@@ -115,7 +115,7 @@ impl Run {
             }
             Step::Add => {
                 let waiting = self.world.blocks.iter().find(|(_, s)| matches!(s, BlockState::Queued(_)));
-                if let Some(block) = waiting.map(|(b, _)| b.0).filter(|_| self.world.managers.len() < 5) {
+                if let Some(block) = waiting.map(|(b, _)| b.0).filter(|_| self.connected.len() < 5) {
                     self.world.blocks.insert(BlockId(block), BlockState::Running);
                     self.world.connect_pilot(block, block);
                     let handle = self.world.add_manager(block, 0, 4);

@@ -6,7 +6,7 @@ use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Ask, AskWhat};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
-use pf_relay_core::{Scaling, SubmitResult};
+use pf_relay_core::{Accounts, Roster, Scaling, Shape, SubmitResult};
 
 const SECOND: u64 = 1_000_000;
 
@@ -24,6 +24,10 @@ fn begin_with(scaling: Scaling, tasks: u32, submit_result: Option<SubmitResult>)
         world.assign(1, 0, tasks);
     }
     world
+}
+
+fn failures(roster: &Roster) -> u32 {
+    roster.shapes.values().map(|b| b.failures).sum()
 }
 
 #[test]
@@ -46,13 +50,14 @@ fn one_block_first_then_as_many_as_the_demand_fills() {
     world.pass(2 * SECOND);
     assert_eq!(world.submits.len(), 4, "max_blocks");
     let decisions = world.relay.report().decisions;
-    assert!(decisions.iter().any(|d| d.text.contains("240 tasks fill")), "{decisions:?}");
+    assert!(decisions.iter().any(|d| d.text.contains("tasks that wait find no room")), "{decisions:?}");
 }
 
 #[test]
 fn a_known_node_is_believed_at_once() {
     let node = NodeCapacity { cores: 10, ..NodeCapacity::default() };
-    let mut world = begin(Scaling { node: Some(node), ..scaling() }, 25);
+    let shapes = vec![Shape { node: Some(node), ..Shape::default() }];
+    let mut world = begin(Scaling { shapes, ..scaling() }, 25);
     world.pass(SECOND);
     assert_eq!(world.submits.len(), 3);
 }
@@ -87,7 +92,7 @@ fn ten_blocks_that_die_young_pause_the_endpoint() {
     assert_eq!(world.submits.len(), 10);
     let paused = world.relay.report().paused.unwrap();
     assert!(paused.contains("10 blocks in a row") && paused.contains("exit code 127"), "{paused}");
-    assert_eq!(world.roster.failures, 10, "failures survive a restart");
+    assert_eq!(failures(&world.roster), 10, "failures survive a restart");
     let mut again = World::again(scaling(), world.roster.clone(), 0);
     again.connect_broker();
     again.define(1, JobSpec::default());
@@ -109,22 +114,168 @@ fn refused_submits_count_and_later_does_not() {
     assert!(paused.contains("invalid partition"), "{paused}");
     let mut world = begin_with(scaling(), 5, Some(SubmitResult::Later("QOSMaxJobsPerUserLimit".into())));
     world.pass(3_600 * SECOND);
-    assert_eq!((world.relay.report().paused, world.roster.failures), (None, 0));
+    assert_eq!((world.relay.report().paused, failures(&world.roster)), (None, 0));
     assert!((50..=61).contains(&world.submits.len()), "{}", world.submits.len());
 }
 
 #[test]
-fn preemption_and_walltime_are_no_failures() {
-    let mut world = begin(scaling(), 40);
-    for round in 0..30u64 {
-        if let Some(last) = world.submits.last() {
-            let end = if round % 2 == 0 { BlockEnd::Preempted } else { BlockEnd::Walltime };
-            world.blocks.insert(*last, BlockState::Ended(end));
+fn preemption_walltime_and_lost_nodes_are_no_failures() {
+    let mut world = begin(Scaling { max_blocks: 1, ..scaling() }, 200);
+    let mut ended = 0;
+    for round in 0..60u64 {
+        if let Some(last) = world.submits.last().copied().filter(|_| world.submits.len() > ended) {
+            ended = world.submits.len();
+            let end = match round % 3 {
+                0 => BlockEnd::Preempted,
+                // These two count unless a manager was there.
+                1 => BlockEnd::Walltime,
+                _ => BlockEnd::NodeFailed,
+            };
+            if round % 3 > 0 {
+                world.start_block(last.0, 1, 2);
+            }
+            world.blocks.insert(last, BlockState::Ended(end));
         }
-        world.pass(3 * SECOND);
+        world.pass(11 * SECOND);
     }
-    assert_eq!((world.relay.report().paused, world.roster.failures), (None, 0));
-    assert!(world.submits.len() > 20);
+    assert_eq!((world.relay.report().paused, failures(&world.roster)), (None, 0));
+    assert!(world.submits.len() > 20, "{}", world.submits.len());
+}
+
+#[test]
+fn a_block_that_can_never_run_is_a_failure_and_leaves_the_queue() {
+    let mut world = begin(scaling(), 40);
+    let mut tries = 0;
+    for _ in 0..3 * 60 {
+        if let Some(last) = world.submits.last().copied().filter(|_| world.submits.len() > tries) {
+            tries = world.submits.len();
+            world.blocks.insert(last, BlockState::Impossible("PartitionTimeLimit".into()));
+        }
+        world.pass(60 * SECOND);
+    }
+    assert_eq!((world.submits.len(), world.cancels.len()), (10, 10));
+    let paused = world.relay.report().paused.unwrap();
+    assert!(paused.contains("it will never run: PartitionTimeLimit"), "{paused}");
+}
+
+#[test]
+fn a_walltime_without_any_manager_is_a_failure() {
+    let mut world = begin(scaling(), 40);
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Walltime));
+    world.pass(3 * SECOND);
+    assert_eq!(failures(&world.roster), 1);
+}
+
+#[test]
+fn a_block_that_comes_up_and_does_nothing_is_a_failure_too() {
+    let mut world = begin(Scaling { max_blocks: 1, ..scaling() }, 80);
+    let mut tries = 0;
+    for _ in 0..3 * 60 {
+        if let Some(last) = world.submits.last().copied().filter(|_| world.submits.len() > tries) {
+            tries = world.submits.len();
+            world.start_block(last.0, 1, 4);
+            world.blocks.insert(last, BlockState::Ended(BlockEnd::Failed(1)));
+        }
+        world.pass(60 * SECOND);
+    }
+    assert_eq!(world.submits.len(), 10);
+    let paused = world.relay.report().paused.unwrap();
+    assert!(paused.contains("before its managers had done anything"), "{paused}");
+}
+
+#[test]
+fn a_block_that_somebody_else_cancels_is_not_back_at_once() {
+    let mut world = begin(scaling(), 4);
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Cancelled));
+    world.pass(55 * SECOND);
+    assert_eq!((world.submits.len(), failures(&world.roster)), (1, 0));
+    world.pass(10 * SECOND);
+    assert_eq!(world.submits.len(), 2);
+}
+
+#[test]
+fn the_scheduler_s_words_and_the_log_s_last_line_are_in_the_reason() {
+    let mut world = begin(Scaling { failures_max: 1, ..scaling() }, 4);
+    world.log_tail = "line\npf: command not found\n".into();
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Failed(127)));
+    world.pass(5 * SECOND);
+    let paused = world.relay.report().paused.unwrap();
+    assert!(paused.contains("exit code 127") && paused.contains("pf: command not found"), "{paused}");
+}
+
+#[test]
+fn back_off_survives_a_restart_by_the_wall_clock() {
+    let mut world = begin(Scaling { backoff_ms: 600_000, ..scaling() }, 4);
+    world.blocks.insert(BlockId(1), BlockState::Ended(BlockEnd::Failed(1)));
+    world.pass(10 * SECOND);
+    let scaling = world.relay.report();
+    assert!(scaling.shapes[0].why.contains("waits 5"), "{:?}", scaling.shapes);
+    // The clock of the next relay begins at 0 again; the wall clock has gone on for 5 minutes.
+    let mut again =
+        World::after(Scaling { backoff_ms: 600_000, ..self::scaling() }, world.roster.clone(), 300_000);
+    again.connect_broker();
+    again.define(1, JobSpec::default());
+    again.assign(1, 0, 4);
+    again.pass(280 * SECOND);
+    assert!(again.submits.is_empty());
+    again.pass(30 * SECOND);
+    assert_eq!(again.submits.len(), 1);
+}
+
+#[test]
+fn jobs_of_two_accounts_get_blocks_of_their_own() {
+    let shapes = vec![Shape { accounts: Accounts::Any(None), ..Shape::default() }];
+    let mut world = World::new(Scaling { shapes, ..scaling() });
+    world.connect_broker();
+    let on = |account: &str| JobSpec { account: Some(account.into()), ..JobSpec::default() };
+    world.define(1, on("a"));
+    world.define(2, on("b"));
+    world.assign(1, 0, 3);
+    world.assign(2, 0, 3);
+    world.pass(SECOND);
+    let accounts: Vec<_> = world.roster.blocks.iter().map(|b| b.account.clone().unwrap()).collect();
+    assert_eq!(accounts, ["a", "b"]);
+    world.start_block(1, 1, 16);
+    world.pass(SECOND);
+    assert!(world.managers[&1].held.values().all(|t| t.job.0 == 1));
+    assert_eq!(world.held(), 3, "those of b wait, whatever room there is");
+    world.start_block(2, 1, 16);
+    world.pass(SECOND);
+    assert_eq!(world.held(), 6);
+}
+
+#[test]
+fn a_job_ends_when_its_node_hours_are_used() {
+    let mut world = World::new(scaling());
+    world.connect_broker();
+    // A thousandth of a node-hour is 3.6 s of a whole node.
+    world.define(1, JobSpec { max_node_hours_milli: Some(200), ..JobSpec::default() });
+    world.assign(1, 0, 200);
+    world.pass(SECOND);
+    assert_eq!(world.roster.blocks[0].walltime_ms, 720_000, "0.2 hours of one node");
+    world.start_block(1, 1, 4);
+    world.pass(710 * SECOND);
+    assert_eq!(world.outcomes.len(), 0);
+    world.pass(15 * SECOND);
+    assert_eq!(world.managers[&1].cancelled.len(), 4, "what runs is killed");
+    assert_eq!(world.count(pf_protocol::outcome::OutcomeKind::Refused), 196);
+    assert_eq!(world.submits.len(), 1);
+}
+
+#[test]
+fn node_hours_are_counted() {
+    let mut world = begin(scaling(), 1);
+    world.start_block(1, 1, 4);
+    world.pass(1_000 * SECOND);
+    let hours = world.relay.report().node_hours;
+    assert!((999_000..=1_001_000).contains(&hours.used_node_ms) && hours.idle_node_ms < 2_000, "{hours:?}");
+    assert_eq!(hours.intended_node_ms + hours.used_node_ms, 24 * 3_600_000);
+    world.end_tasks(1, 1, 900_000_000);
+    world.pass(100 * SECOND);
+    let hours = world.relay.report().node_hours;
+    assert!((55_000..=65_000).contains(&hours.idle_node_ms), "idle for a minute, then given back: {hours:?}");
+    assert_eq!(hours.intended_node_ms, 0);
+    assert_eq!(world.roster.used_node_ms, hours.used_node_ms);
 }
 
 #[test]
@@ -143,7 +294,7 @@ fn a_submit_that_nobody_ever_lists_failed() {
     let mut world = begin_with(scaling(), 5, Some(SubmitResult::Unclear("timeout".into())));
     world.pass(35 * SECOND);
     assert!(world.submits.len() > 1);
-    assert_eq!(world.roster.failures, 1);
+    assert_eq!(failures(&world.roster), 1);
 }
 
 #[test]

@@ -61,6 +61,7 @@ pub struct World {
     pub exit: Option<(String, bool)>,
     pub refused: Vec<Refuse>,
     pub spools: BTreeMap<BlockId, Vec<OutcomeBatch>>,
+    pub log_tail: String,
     inputs: VecDeque<Input>,
     running: bool,
 }
@@ -76,7 +77,16 @@ impl World {
 
     /// A relay process that begins with this roster.
     pub fn again(scaling: Scaling, roster: Roster, now: u64) -> World {
-        let config = Config { scaling, incarnation: 77 + now, ..Config::default() };
+        World::with(Config { scaling, incarnation: 77 + now, ..Config::default() }, roster, now)
+    }
+
+    /// One whose clock begins at 0 when the wall clock shows `unix_ms`.
+    pub fn after(scaling: Scaling, roster: Roster, unix_ms: u64) -> World {
+        let config = Config { scaling, incarnation: 78, clock_offset_ms: unix_ms, ..Config::default() };
+        World::with(config, roster, 0)
+    }
+
+    fn with(config: Config, roster: Roster, now: u64) -> World {
         let mut world = World {
             now,
             relay: Relay::new(config, roster.clone()),
@@ -108,6 +118,7 @@ impl World {
             exit: None,
             refused: Vec::new(),
             spools: BTreeMap::new(),
+            log_tail: String::new(),
             inputs: VecDeque::new(),
             running: false,
         };
@@ -202,6 +213,8 @@ impl World {
             }
             Effect::ReadSpools { record } => {
                 let found = self.spools.remove(&record.block).unwrap_or_default();
+                let tail = self.log_tail.clone();
+                self.input(Input::BlockLog { block: record.block, tail });
                 self.input(Input::SpoolsRead { block: record.block, result: Ok(found) });
             }
             Effect::Exit { reason, ok } => self.exit = Some((reason, ok)),
@@ -443,12 +456,15 @@ impl World {
 
     /// Ends up to `count` held tasks of a manager with success.
     pub fn end_tasks(&mut self, handle: u32, count: usize, ran_us: u64) -> usize {
+        self.end_tasks_as(handle, count, ran_us, OutcomeKind::Value)
+    }
+
+    pub fn end_tasks_as(&mut self, handle: u32, count: usize, ran_us: u64, how: OutcomeKind) -> usize {
         let Some(manager) = self.managers.get_mut(&handle) else { return 0 };
         let mut outcomes = Vec::new();
         for _ in 0..count {
             let Some((attempt, task)) = manager.held.pop_first() else { break };
-            let kind =
-                if manager.cancelled.remove(&attempt) { OutcomeKind::Cancelled } else { OutcomeKind::Value };
+            let kind = if manager.cancelled.remove(&attempt) { OutcomeKind::Cancelled } else { how };
             outcomes.push(Outcome {
                 job: task.job,
                 index: task.index,
@@ -465,7 +481,7 @@ impl World {
         manager.seq += 1;
         let batch = OutcomeBatch {
             manager: manager.id,
-            node: "n".into(),
+            node: format!("n{}", manager.id.node),
             seq: manager.seq,
             outcomes,
             blob: Bytes::new(),

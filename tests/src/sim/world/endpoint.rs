@@ -1,4 +1,4 @@
-//! The relay, and the batch scheduler that it asks for blocks.
+//! The relay in its lives.
 
 use super::*;
 
@@ -8,12 +8,13 @@ impl World {
             return;
         }
         self.relay_life += 1;
-        let scaling = relay::Scaling {
-            max_blocks: self.plan.blocks,
-            nodes_per_block: self.plan.nodes,
-            walltime_ms: self.plan.walltime_ms,
-            ..relay::Scaling::default()
+        let shapes = if self.plan.shapes.is_empty() {
+            let (nodes, walltime_ms) = (self.plan.nodes, self.plan.walltime_ms);
+            vec![relay::Shape { nodes, walltime_ms, ..relay::Shape::default() }]
+        } else {
+            self.plan.shapes.clone()
         };
+        let scaling = relay::Scaling { max_blocks: self.plan.blocks, shapes, ..relay::Scaling::default() };
         let config = relay::Config {
             host: "login1".into(),
             incarnation: self.rng.any(),
@@ -95,91 +96,6 @@ impl World {
             }
             relay::Effect::ReadLog { .. } | relay::Effect::ReadBlockLog { .. } => {}
             relay::Effect::Exit { reason, .. } => panic!("the relay gave up: {reason}"),
-        }
-    }
-
-    pub(super) fn submit(&mut self, record: &relay::BlockRecord) {
-        let id = format!("{}", 1000 + record.block.0);
-        let batch = Batch {
-            name: record.name.clone(),
-            id: id.clone(),
-            state: BlockState::Queued("Priority".into()),
-            nodes: Vec::new(),
-            size: record.nodes,
-            walltime_ms: record.walltime_ms,
-            ends: 0,
-            spools: Vec::new(),
-        };
-        assert!(self.batches.insert(record.block, batch).is_none(), "{} was submitted twice", record.block);
-        let input =
-            relay::Input::Submitted { block: record.block, result: relay::SubmitResult::Accepted(id) };
-        self.relay_hears(200 * MS, input);
-        let at = self.now + self.rng.between(500 * MS, 20 * S);
-        self.at(at, Event::BlockStarts { block: record.block });
-    }
-
-    pub(super) fn seen(&self, block: BlockId) -> Option<relay::Seen> {
-        let batch = self.batches.get(&block)?;
-        let left =
-            matches!(batch.state, BlockState::Running).then(|| batch.ends.saturating_sub(self.now) / MS);
-        Some(relay::Seen {
-            scheduler_id: batch.id.clone(),
-            name: batch.name.clone(),
-            state: batch.state.clone(),
-            walltime_left_ms: left,
-            restarts: None,
-        })
-    }
-
-    pub(super) fn block_starts(&mut self, block: BlockId) {
-        let Some(batch) = self.batches.get_mut(&block) else { return };
-        if !matches!(batch.state, BlockState::Queued(_)) {
-            return;
-        }
-        batch.state = BlockState::Running;
-        let ends = self.now + batch.walltime_ms * MS;
-        batch.ends = ends;
-        let size = batch.size;
-        self.at(ends, Event::BlockIsKilled { block, how: BlockEnd::Walltime });
-        for node in 0..size {
-            let place = self.nodes.len();
-            let config = manager::ManagerConfig {
-                manager: ManagerId { block, node: node as u16, incarnation: self.rng.any() },
-                node: format!("n{place}"),
-                pid: place as u32,
-                clock_ms: 0,
-                shape: manager::NodeShape::unpinned(self.plan.cores),
-                walltime_end: ends,
-                epoch_seen: Default::default(),
-                timing: Timing::default(),
-            };
-            let core = manager::ManagerCore::new(config, self.now);
-            let running = BTreeMap::new();
-            self.nodes.push(Node { core, block, alive: true, cut_off: false, running, armed: None });
-            if let Some(batch) = self.batches.get_mut(&block) {
-                batch.nodes.push(place);
-            }
-            self.tell_manager(place, manager::Input::Start);
-        }
-    }
-
-    pub(super) fn block_is_killed(&mut self, block: BlockId, how: BlockEnd) {
-        let Some(batch) = self.batches.get_mut(&block) else { return };
-        if matches!(batch.state, BlockState::Ended(_)) {
-            return;
-        }
-        batch.state = BlockState::Ended(how);
-        for place in batch.nodes.clone() {
-            self.node_dies(place);
-        }
-    }
-
-    /// A block whose managers have all ended by themselves is over.
-    pub(super) fn end_if_empty(&mut self, block: BlockId) {
-        let Some(batch) = self.batches.get_mut(&block) else { return };
-        let over = batch.nodes.iter().all(|place| !self.nodes[*place].alive);
-        if over && !matches!(batch.state, BlockState::Ended(_)) {
-            batch.state = BlockState::Ended(BlockEnd::Completed);
         }
     }
 }

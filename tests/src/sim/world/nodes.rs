@@ -32,6 +32,9 @@ impl World {
             manager::Effect::StartCommand(start) => {
                 let task = TaskId { job: start.job.job, index: start.index };
                 self.truth.started(task, place, start.attempt);
+                let paid = &self.batches[&self.nodes[place].block].account;
+                let named = &start.job.spec.account;
+                assert!(named.is_none() || named == paid, "{task} of {named:?} runs on hours of {paid:?}");
                 self.nodes[place].running.insert(start.attempt, task);
                 let code = i32::from(self.expected(task) == OutcomeKind::Exit);
                 let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);

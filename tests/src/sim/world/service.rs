@@ -83,8 +83,11 @@ impl World {
         }
         let open: Vec<u64> = self.pending_submits.keys().copied().collect();
         for n in open {
+            let accounts = &self.plan.accounts;
+            let account = (!accounts.is_empty()).then(|| accounts[n as usize % accounts.len()].to_owned());
             let spec = JobSpec {
                 group: GROUP,
+                account,
                 endpoints: vec!["local".into()],
                 body: Body::Command(Command { argv: vec![format!("work-{n}")], ..Command::default() }),
                 ..JobSpec::default()
