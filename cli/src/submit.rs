@@ -87,6 +87,8 @@ pub fn resolve(args: &WorkArgs, here: &Here) -> Result<Work> {
             cores: args.cores,
             gpus_milli: args.gpus.unwrap_or(0),
             memory_bytes: args.mem.unwrap_or(0),
+            nodes: args.nodes,
+            ranks_per_node: args.ranks_per_node,
             ..Resources::default()
         },
         time_limit_ms: args.time_limit,

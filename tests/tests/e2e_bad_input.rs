@@ -44,6 +44,10 @@ fn more_than_any_node_has_is_refused_at_submit() {
     let refused = site.pf(&["submit", "--cores", "4096", "--", "true"]).expect_code(3);
     refused.says(&["4096 cores", "hint:"]);
     site.pf(&["submit", "--gpus", "64", "--", "true"]).expect_code(3).says(&["64 GPUs"]);
+    for gang in [["--nodes", "2"], ["--ranks-per-node", "4"]] {
+        let refused = site.pf(&["submit", gang[0], gang[1], "--", "true"]).expect_code(3);
+        refused.says(&["tasks of several nodes or ranks (MPI) are not supported yet", "hint:"]);
+    }
 }
 
 #[test]

@@ -153,6 +153,12 @@ pub struct WorkArgs {
     /// Cores of each task, bound for it alone
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Resources")]
     pub cores: u32,
+    /// Nodes of each task. Hidden while the broker refuses more than one, in words that say so; a wrong guess of clap's would not.
+    #[arg(long, hide = true, value_name = "N", default_value_t = 1)]
+    pub nodes: u32,
+    /// Ranks on each node. Hidden likewise.
+    #[arg(long, hide = true, value_name = "N", default_value_t = 0)]
+    pub ranks_per_node: u32,
     /// GPUs of each task; 0.25 for a quarter of one
     #[arg(long, value_name = "N", value_parser = crate::units::gpus_milli, help_heading = "Resources")]
     pub gpus: Option<u32>,
