@@ -121,6 +121,12 @@ pub trait Launcher: Send + Sync {
         false
     }
 
+    /// Reads a line of what the launcher writes on standard error, where one command starts all: which nodes' processes have ended by themselves
+    /// (with 0 or 1). None: it does not tell, and nobody listens.
+    fn ends_in_words(&self) -> Option<fn(&str) -> Vec<u16>> {
+        None
+    }
+
     /// Whether processes get the pilot's environment. Where they do not, the pilot leaves it in a file for the managers.
     fn passes_environment(&self) -> bool {
         true

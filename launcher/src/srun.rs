@@ -99,6 +99,10 @@ impl Launcher for Srun {
         true
     }
 
+    fn ends_in_words(&self) -> Option<fn(&str) -> Vec<u16>> {
+        Some(ended)
+    }
+
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {
         let mut argv = step(plan.nodes.len(), plan.nodes.len());
         let own =
@@ -124,6 +128,17 @@ impl Launcher for Srun {
     }
 }
 
+/// `srun: error: n[2-3]: tasks 1-2: Exited with exit code 1`, as Slurm 22.05 wrote it. There is one task a node, in the order of the nodes. Who was killed
+/// (`task 3: Killed`) is not among them: that proves nothing of what it had started.
+fn ended(line: &str) -> Vec<u16> {
+    let Some(rest) = line.strip_prefix("srun: error: ") else { return Vec::new() };
+    let Some((rest, "1")) = rest.rsplit_once(": Exited with exit code ") else { return Vec::new() };
+    let tasks = rest.rsplit_once(": ").map_or("", |(_, tasks)| tasks);
+    let list = tasks.strip_prefix("tasks ").or_else(|| tasks.strip_prefix("task "));
+    let numbers = list.and_then(|list| crate::hostlist::expand(&format!("[{list}]")).ok());
+    numbers.unwrap_or_default().iter().filter_map(|number| number.parse().ok()).collect()
+}
+
 /// The command of a step, as far as all of ours have it in common.
 fn step(nodes: usize, tasks: usize) -> Vec<String> {
     let mut argv = vec!["srun".to_string(), format!("--nodes={nodes}"), format!("--ntasks={tasks}")];
@@ -138,6 +153,33 @@ fn removed() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ends_of_tasks_are_read() {
+        for (line, nodes) in [
+            ("srun: error: n3: task 2: Exited with exit code 1", &[2][..]),
+            ("srun: error: n[2-3]: tasks 1-2: Exited with exit code 1", &[1, 2][..]),
+            ("srun: error: n[1-3,7]: tasks 0-1,3,6: Exited with exit code 1", &[0, 1, 3, 6][..]),
+            // The launcher's own ends of tasks, and what is no end.
+            ("srun: error: n4: task 3: Killed", &[]),
+            ("srun: error: n4: task 3: Exited with exit code 137", &[]),
+            ("srun: error: n4: task 3: Exited with exit code 11", &[]),
+            ("srun: error: n4: task x: Exited with exit code 1", &[]),
+            ("srun: error: Exited with exit code 1", &[]),
+            ("2: srun: error: n3: task 2: Exited with exit code 1", &[]),
+            ("", &[]),
+        ] {
+            assert_eq!(ended(line), nodes, "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_read(line in "\\PC{0,60}", tasks in "[0-9,-]{0,20}") {
+            ended(&line);
+            ended(&format!("srun: error: n: tasks {tasks}: Exited with exit code 1"));
+        }
+    }
 
     #[test]
     fn what_finds_the_job_is_left_and_what_shapes_a_step_is_taken_away() {

@@ -3,6 +3,7 @@
 use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS};
 use crate::manager::WALLTIME_VARIABLE;
 use crate::pilot::log;
+use crate::words::Words;
 use crate::{children, environment, process};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -11,6 +12,7 @@ use pf_manager_core::PilotInput;
 use pf_protocol::Micros;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
@@ -24,6 +26,8 @@ pub(crate) struct Managers {
     environment: Option<PathBuf>,
     walltime_end: Micros,
     running: BTreeMap<i32, Running>,
+    /// What the launcher says, if it is one process that tells how those below it end.
+    words: Option<Words>,
 }
 
 /// A process that was launched.
@@ -54,7 +58,7 @@ impl Managers {
         argv.extend((!launcher.is_direct()).then(|| "--guard".into()));
         argv.extend(launcher.tethers().then(|| "--tether".into()));
         let plan = LaunchPlan { argv, nodes, env: BTreeMap::new() };
-        Ok(Managers { launcher, plan, environment, walltime_end, running: BTreeMap::new() })
+        Ok(Managers { launcher, plan, environment, walltime_end, running: BTreeMap::new(), words: None })
     }
 
     /// Starts what the launcher wants; what cannot be started has ended.
@@ -91,10 +95,34 @@ impl Managers {
         for name in &launch.env_remove {
             command.env_remove(name);
         }
+        if self.launcher.ends_in_words().is_some() {
+            command.stderr(Stdio::piped());
+        }
         let mut child = process::spawn_open(&mut command)?;
         let running = Running { nodes: launch.nodes.clone(), tether: child.stdin.take() };
         self.running.insert(child.id() as i32, running);
+        if let Some(pipe) = child.stderr.take() {
+            self.words = Some(Words::new(pipe)?);
+        }
         Ok(())
+    }
+
+    /// To be watched: [`Managers::hear`] when it is readable.
+    pub fn words_fd(&self) -> Option<RawFd> {
+        self.words.as_ref().map(Words::fd)
+    }
+
+    /// Hears what the launcher says. None: it has nothing more to say; the descriptor may be closed.
+    pub fn hear(&mut self) -> Option<Vec<PilotInput>> {
+        let (words, read) = (self.words.as_mut()?, self.launcher.ends_in_words()?);
+        let (lines, over) = words.take();
+        let told = |line: &String| ended(read(line), "exit 1", false, true);
+        if over { None } else { Some(lines.iter().flat_map(told).collect()) }
+    }
+
+    /// Closes what [`Managers::hear`] has come to the end of.
+    pub fn close_words(&mut self) {
+        self.words = None;
     }
 
     /// Asks all to end in order.

@@ -25,6 +25,7 @@ mod spawn;
 mod ticket;
 pub mod topology;
 mod wire;
+mod words;
 mod worker;
 
 pub use manager::{ManagerArgs, manager_main};

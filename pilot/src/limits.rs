@@ -54,6 +54,9 @@ pub(crate) const LAST_FILES: Duration = Duration::from_secs(5);
 /// Largest ticket file.
 pub(crate) const TICKET_BYTES_MAX: u64 = 64 << 10;
 
+/// Longest line of a launcher that is read as one: a list of 65,535 tasks without ranges is longer, but Slurm writes ranges.
+pub(crate) const WORDS_LINE_BYTES: usize = 64 << 10;
+
 /// Environment that a pilot leaves for its managers: as much as Linux lets a process have.
 pub(crate) const ENVIRONMENT_BYTES_MAX: u64 = 6 << 20;
 

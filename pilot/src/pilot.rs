@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SIGNALS: u64 = 1;
+const WORDS: u64 = 2;
 
 /// Exit code of a pilot whose block another one has.
 const EXIT_CLAIMED: i32 = 2;
@@ -193,7 +194,13 @@ impl PilotNode {
             }
             PilotEffect::SetTimer { at: Some(at) } => out.set_timer(at),
             PilotEffect::SetTimer { at: None } => out.clear_timer(),
-            PilotEffect::StartManagers => return self.managers.start(now),
+            PilotEffect::StartManagers => {
+                let failed = self.managers.start(now);
+                if let Some(fd) = self.managers.words_fd() {
+                    out.watch(fd, WORDS);
+                }
+                return failed;
+            }
             PilotEffect::DrainManagers { grace_ms } => self.managers.drain(grace_ms),
             PilotEffect::KillManagers { hard } => self.managers.kill(hard),
             PilotEffect::Log { text } => log(&text),
@@ -219,6 +226,16 @@ impl PilotNode {
             Err(error) => {
                 log(&format!("the ticket cannot be used now: {error}"));
                 Vec::new()
+            }
+        }
+    }
+
+    fn hear(&mut self, now: Micros, out: &mut Outbox) {
+        match self.managers.hear() {
+            Some(ends) => ends.into_iter().for_each(|ended| self.give(now, ended, out)),
+            None => {
+                out.unwatch(WORDS);
+                self.managers.close_words();
             }
         }
     }
@@ -250,7 +267,10 @@ impl Node for PilotNode {
         self.give(now, PilotInput::ConnClosed { conn: conn.0 }, out);
     }
 
-    fn on_readable(&mut self, now: u64, _token: u64, out: &mut Outbox) {
+    fn on_readable(&mut self, now: u64, token: u64, out: &mut Outbox) {
+        if token == WORDS {
+            return self.hear(now, out);
+        }
         if let Some((signal, grace_ms)) = process::asked_to_end(&self.signals, WARNED_GRACE_MS) {
             let reason = format!("the pilot got {signal}");
             self.give(now, PilotInput::Stop { reason, grace_ms }, out);

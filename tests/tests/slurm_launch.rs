@@ -2,9 +2,10 @@
 
 use pf_tests::notes::Notes;
 use pf_tests::ranks::{Program, allowed_cpus, run_programs};
-use pf_tests::site::{pf_binary, wait_for};
+use pf_tests::site::{kill_hard, pf_binary, wait_for};
 use pf_tests::slurm::Cluster;
 use std::fs;
+use std::time::Instant;
 
 /// Small numbers without a library for them: the lists need only differ.
 struct Chance(u64);
@@ -103,6 +104,32 @@ fn programs_side_by_side_under_srun() {
     };
     assert_eq!(run_programs("srun", tools.path(), &prefix, &[fails])[0].code, 7);
     let _ = cluster.slurm(&["scancel", &id]).expect_code(0);
+}
+
+/// One srun holds all managers, and says how each of them ends: what a killed one ran is gone, and runs again without waiting for its lease.
+#[test]
+fn the_task_of_a_killed_manager_runs_again_at_once() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let site = cluster.site();
+    let pids = site.path().join("pids");
+    fs::create_dir(&pids).expect("a folder");
+    // The first attempt does not heed SIGTERM and would run for ever; the second looks whether it still does.
+    let script = "cd pids; trap : TERM; first=$(ls); echo $$ > $PF_ATTEMPT; if [ -z \"$first\" ]; then while :; do sleep 1; done; fi; \
+        if kill -0 $(cat $first) 2>/dev/null; then echo still there; else echo it is gone; fi";
+    let line = format!("exec '{}' run -- sh -c '{script}'", pf_binary().display());
+    let began = Instant::now();
+    let id = cluster.sbatch(&site, &["-N2", "-t", "5"], &line);
+    let task: i32 = wait_for("the task to begin", || {
+        let file = fs::read_dir(&pids).ok()?.next()?.ok()?.path();
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    });
+    let stat = fs::read_to_string(format!("/proc/{task}/stat")).expect("the task runs");
+    let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+    kill_hard(parent.expect("its parent is the manager"));
+    let output = || fs::read_to_string(site.path().join("out")).unwrap_or_default();
+    assert_eq!(cluster.end_of(&id).0, "COMPLETED", "{}", output());
+    assert!(output().contains("it is gone"), "{}", output());
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
 }
 
 /// One srun holds all managers. When a node of four is lost, those of the others go on, and so does the job.

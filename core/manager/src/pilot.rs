@@ -323,7 +323,9 @@ impl PilotCore {
         links: &mut Vec<DialEffect>,
         out: &mut Vec<PilotEffect>,
     ) {
-        if usize::from(node) >= self.config.nodes.len() {
+        // What is proven stays so, whatever its launcher says of its own end later.
+        let proven = self.ended.get(&node).is_some_and(|end| end.proof);
+        if usize::from(node) >= self.config.nodes.len() || proven {
             return;
         }
         let seen = if end.proof { "ended" } else { "was lost sight of" };

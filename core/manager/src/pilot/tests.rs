@@ -251,6 +251,9 @@ fn the_relay_hears_of_ends_that_are_proven_and_of_no_others() {
     rig.wait_until(120 * SECOND);
     assert!(rig.reports.len() > reports);
     assert_eq!(told(&rig), [(0, "signal 9".to_string())]);
+    // The launcher's own end takes nothing back.
+    rig.end(0, false, false);
+    assert_eq!(told(&rig), [(0, "signal 9".to_string())]);
     // A node that the block does not have.
     rig.end(9, true, true);
     assert_eq!(rig.exit, None);
