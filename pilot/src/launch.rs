@@ -89,7 +89,7 @@ impl Managers {
 
     fn spawn(&mut self, launch: &Launch) -> io::Result<()> {
         let (program, args) = launch.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(find(program));
         command.args(args).envs(&launch.env).process_group(0);
         command.stdin(if self.launcher.tethers() { Stdio::piped() } else { Stdio::null() });
         for name in &launch.env_remove {
@@ -186,6 +186,48 @@ impl Drop for Managers {
     }
 }
 
+/// PBS's own commands are not in the PATH of its jobs; where they are stands in its configuration.
+fn find(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path =
+        program.contains('/') || std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    if !in_path && program.starts_with("pbs") {
+        let told = std::env::var("PBS_EXEC").ok();
+        let conf = || std::fs::read_to_string("/etc/pbs.conf").ok();
+        let found = told
+            .or_else(|| pbs_exec(&conf()?).map(String::from))
+            .map(|exec| Path::new(&exec).join("bin").join(program));
+        if let Some(file) = found.filter(|file| file.is_file()) {
+            return file;
+        }
+    }
+    program.into()
+}
+
+/// The folder of PBS, from the text of its configuration: shell variables, one a line.
+fn pbs_exec(conf: &str) -> Option<&str> {
+    conf.lines()
+        .find_map(|line| line.trim().strip_prefix("PBS_EXEC="))
+        .map(|value| value.trim_matches(['"', '\'', ' ']))
+}
+
 fn ended(nodes: Vec<u16>, how: &str, ok: bool, proof: bool) -> Vec<PilotInput> {
     nodes.into_iter().map(|node| PilotInput::ManagerEnded { node, how: how.into(), ok, proof }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_pbs_is_read_from_its_configuration() {
+        assert_eq!(
+            pbs_exec("PBS_SERVER=head\nPBS_EXEC=/opt/pbs\nPBS_HOME=/var/spool/pbs\n"),
+            Some("/opt/pbs")
+        );
+        assert_eq!(pbs_exec("# PBS_EXEC=/no\n PBS_EXEC=\"/opt/p b s\" \n"), Some("/opt/p b s"));
+        assert_eq!(pbs_exec("PBS_SERVER=head\n"), None);
+        assert_eq!(find("/no/such"), PathBuf::from("/no/such"));
+        assert_eq!(find("sh"), PathBuf::from("sh"));
+    }
 }
