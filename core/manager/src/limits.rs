@@ -78,3 +78,7 @@ pub const MANAGER_END_US: Micros = 15 * SECOND;
 
 /// A launcher that was told to kill what it started gets this long before it is killed itself: srun, which waits for its tasks' ends, takes about a second.
 pub const LAUNCHER_END_US: Micros = 5 * SECOND;
+
+/// A task that died of a signal to end which nobody here sent is not told of for this long: if the manager gets one too, both were meant. Schedulers signal
+/// the processes of a block within milliseconds of each other.
+pub const HOST_SIGNAL_US: Micros = SECOND / 2;

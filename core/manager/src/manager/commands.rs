@@ -38,7 +38,8 @@ impl ManagerCore {
         let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
         let State::Running { claim, since } = &attempt.state else { return };
         let (claim, since) = (claim.clone(), *since);
-        let ending = attempt.ending.clone();
+        let told = attempt.ending.clone();
+        let ending = self.ending_of(told.as_ref(), &end);
         self.free(&claim);
         let limit_ms = self.time_limit_ms(id);
         let (kind, error) = judge(&end, ending.as_ref(), limit_ms);

@@ -15,7 +15,7 @@ const SIGTERM: i32 = 15;
 /// The manager is on its way out.
 #[derive(Debug)]
 pub(super) struct Drain {
-    reason: String,
+    pub(super) reason: String,
     warn_at: Micros,
     warned: bool,
     term_at: Micros,
@@ -70,7 +70,7 @@ impl ManagerCore {
             .cut_since
             .filter(|_| self.outgoing.has_unspooled() && self.drain.is_none())
             .map(|since| (since + SPOOL_AFTER_US).max(self.spooling.map_or(0, |at| at + SPOOL_AFTER_US)));
-        [drain, walltime, lease, abandoned, spool].into_iter().flatten().min()
+        [drain, walltime, lease, abandoned, spool, self.next_belief()].into_iter().flatten().min()
     }
 
     fn walltime_drain_at(&self) -> Micros {

@@ -6,6 +6,7 @@
 mod attempts;
 mod commands;
 mod ending;
+mod host;
 mod outgoing;
 mod python;
 mod relay;
@@ -76,6 +77,8 @@ pub struct ManagerCore {
     /// When a block this long should begin to end, before its walltime is over.
     reserve_us: Micros,
     drain: Option<Drain>,
+    /// Ends by a signal to end that is not ours, until they are believed: see `host`.
+    unsure: VecDeque<(Micros, Input)>,
     /// When outcomes were last given to the spool; None: never.
     spooling: Option<Micros>,
     load_sent: Option<(Micros, ManagerReport)>,
@@ -120,6 +123,7 @@ impl ManagerCore {
             young: VecDeque::new(),
             reserve_us: (config.walltime_end.saturating_sub(now) / 10).clamp(least, most),
             drain: None,
+            unsure: VecDeque::new(),
             spooling: None,
             load_sent: None,
             dirty: false,
@@ -135,7 +139,10 @@ impl ManagerCore {
             return;
         }
         let turn_end = matches!(input, Input::TurnEnd);
-        self.take(now, input, out);
+        if let Some(input) = self.believe_or_wait(now, input) {
+            self.take(now, input, out);
+        }
+        self.believe_what_is_due(now, out);
         self.see_link(now);
         self.fill(now, out);
         self.give_back_if_draining(now);

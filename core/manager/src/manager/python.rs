@@ -201,7 +201,8 @@ impl ManagerCore {
     fn end_with_worker(&mut self, now: Micros, id: AttemptId, end: &ProcessEnd) {
         let Some(attempt) = self.attempts.all.get(&id) else { return };
         let since = attempt.state.running_since().unwrap_or(now);
-        let (kind, error) = judge(end, attempt.ending.as_ref(), self.time_limit_ms(id));
+        let ending = self.ending_of(attempt.ending.as_ref(), end);
+        let (kind, error) = judge(end, ending.as_ref(), self.time_limit_ms(id));
         let by_us = matches!(kind, OutcomeKind::TimeLimit | OutcomeKind::Cancelled | OutcomeKind::Lost);
         let (kind, mut error) = match error {
             Some(error) if by_us || kind == OutcomeKind::OutOfMemory => (kind, error),

@@ -1,6 +1,7 @@
 //! How a manager ends: the walltime, and a drain.
 
 use super::rig::{Rig, SECOND, command, exit, killed};
+use crate::Input;
 use pf_protocol::Epoch;
 use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Drain, Message};
@@ -43,4 +44,37 @@ fn a_drain_lets_run_what_runs_and_exits_once_all_is_confirmed() {
     assert_eq!(rig.exit.as_deref(), Some("idle"));
     assert_eq!(rig.spooled, 0);
     assert!(rig.messages.iter().any(|m| matches!(m, Message::Outcomes(_))));
+}
+
+#[test]
+fn a_sigterm_of_the_host_ends_tasks_with_their_manager_and_not_as_failures() {
+    let kinds = |rig: &Rig| rig.outcomes().iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
+    // The task's end is seen before the manager's own signal, or after it. srun passes on SIGUSR1 and SIGUSR2 as well.
+    for (first, signal) in [(true, 15), (false, 15), (true, 12), (false, 10)] {
+        let mut rig = Rig::new(1);
+        rig.define(1, command());
+        let id = rig.dispatch(1, 1)[0];
+        rig.start_all();
+        let stop = Input::Stop { reason: "a signal".into(), grace_ms: 5_000 };
+        if first {
+            rig.end(id, killed(signal));
+            rig.turn_end();
+            assert!(rig.outcomes().is_empty(), "it is not told of at once");
+            rig.give(stop);
+        } else {
+            rig.give(stop);
+            rig.end(id, killed(signal));
+        }
+        rig.turn_end();
+        assert_eq!(kinds(&rig), [OutcomeKind::Lost]);
+    }
+    // Alone it is the task's own.
+    let mut rig = Rig::new(1);
+    rig.define(1, command());
+    let id = rig.dispatch(1, 1)[0];
+    rig.start_all();
+    rig.end(id, killed(15));
+    rig.wait_until(rig.now + SECOND);
+    rig.turn_end();
+    assert_eq!(kinds(&rig), [OutcomeKind::Signal]);
 }
