@@ -72,6 +72,28 @@ impl Notes {
         self.all().into_iter().map(|(_, node, _)| node).collect()
     }
 
+    /// Labels by the node on which they began.
+    #[must_use]
+    pub fn labels_by_node(&self) -> BTreeMap<String, BTreeSet<u32>> {
+        let mut by_node: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+        for (label, node, _) in self.all() {
+            by_node.entry(node).or_default().insert(label);
+        }
+        by_node
+    }
+
+    /// Whether a process that noted the beginning of one of these labels is still there.
+    #[must_use]
+    pub fn alive(&self, labels: &BTreeSet<u32>) -> bool {
+        let entries = fs::read_dir(&self.dir).expect("the folder of notes");
+        let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let of_them = names.filter(|n| {
+            n.split('.').next().and_then(|l| l.parse().ok()).is_some_and(|l| labels.contains(&l))
+        });
+        let pids: Vec<String> = of_them.filter_map(|n| n.split('.').nth(2).map(str::to_owned)).collect();
+        pids.iter().any(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(false))
+    }
+
     /// Fails unless each of these labels, and no other, began once and came to its end.
     #[track_caller]
     pub fn check_once(&self, labels: RangeInclusive<u32>) {

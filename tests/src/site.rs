@@ -183,9 +183,7 @@ impl Site {
     /// Runs `pf` in the background.
     #[must_use]
     pub fn spawn(&self, args: &[&str]) -> Background {
-        let mut command = self.command(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        Background(command.spawn().expect("pf can be started"))
+        Background::of(&mut self.command(args))
     }
 
     /// The process id of this place's broker.
@@ -229,6 +227,13 @@ impl Site {
     }
 }
 
+/// A port of `address` that was free just now.
+#[must_use]
+pub fn free_port(address: &str) -> u16 {
+    let listener = std::net::TcpListener::bind((address, 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
 /// Sends SIGKILL.
 pub fn kill_hard(pid: i32) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -240,6 +245,12 @@ impl Drop for Site {
             let log = self.path().join("root/durable/daemon.log");
             eprintln!("the daemon's log:\n{}", std::fs::read_to_string(log).unwrap_or_default());
             eprintln!("left running: {:#?}", self.pids());
+            if self.path().join("root").exists() {
+                for endpoint in self.endpoints() {
+                    let explained = self.pf(&["endpoint", "explain", &endpoint]);
+                    eprintln!("{}{}", explained.stdout, explained.stderr);
+                }
+            }
         }
         if self.path().join("root").exists() {
             for endpoint in self.endpoints() {
@@ -266,6 +277,12 @@ impl Drop for Site {
 pub struct Background(Child);
 
 impl Background {
+    /// Starts a command.
+    pub fn of(command: &mut Command) -> Background {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Background(command.spawn().expect("the program can be started"))
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> i32 {

@@ -12,6 +12,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// Who has the nodes: tests that need few of them share the cluster, those that need all, or break one, have it alone.
 static TURN: RwLock<()> = RwLock::new(());
 
+/// Settings of endpoints in tests: a scheduler that nobody else uses may be asked often, and its nodes have two slots each whatever this machine has.
+const QUICK: [&str; 3] = ["poll=1s", "submit_every=1ms", "cores=2"];
+
 enum Turn {
     Alone { _guard: RwLockWriteGuard<'static, ()> },
     Shared { _guard: RwLockReadGuard<'static, ()> },
@@ -71,7 +74,9 @@ impl Cluster {
         &self.conf
     }
 
-    fn dir(&self) -> PathBuf {
+    /// Its state directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
         self.conf.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
     }
 
@@ -109,6 +114,21 @@ impl Cluster {
         let listed = self.slurm(&["squeue", "-h", "-t", "all", "-o", "%i|%j"]).expect_code(0);
         let found = listed.stdout.lines().filter_map(|l| l.split_once('|')).filter(|(_, n)| n.contains(name));
         found.map(|(id, _)| id.to_owned()).collect()
+    }
+
+    /// This host's address on the network of the nodes, if they have one.
+    #[must_use]
+    pub fn login_address(&self) -> Option<String> {
+        let vars = fs::read_to_string(self.dir().join("cluster.vars")).ok()?;
+        let value = |name: &str| vars.lines().find_map(|l| l.strip_prefix(name)).map(str::to_owned);
+        value("CTLADDR=").filter(|_| value("NETNS=").as_deref() == Some("1"))
+    }
+
+    /// Adds an endpoint of this cluster.
+    #[track_caller]
+    pub fn endpoint(&self, site: &Site, name: &str, settings: &[&str]) {
+        let add = ["endpoint", "add", name, "--profile", "generic-slurm", "--set"];
+        let _ = site.pf(&[&add, &QUICK[..], settings].concat()).expect_code(0);
     }
 
     /// Submits a script line as a batch job with this site's environment, its output in `out` there; its number.

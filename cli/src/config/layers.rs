@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 /// Site profiles that are part of `pf`: name and TOML.
-pub const PROFILES: &[(&str, &str)] = &[("local", include_str!("../../../site-profiles/local.toml"))];
+pub const PROFILES: &[(&str, &str)] = &[
+    ("local", include_str!("../../../site-profiles/local.toml")),
+    ("generic-slurm", include_str!("../../../site-profiles/generic-slurm.toml")),
+];
 
 /// The endpoint that exists without being named.
 pub const DEFAULT_ENDPOINT: &str = "local";
