@@ -28,6 +28,20 @@ pub(crate) fn path(options: &RelayOptions, block: BlockId) -> PathBuf {
     options.blocks_dir.join(block.to_string())
 }
 
+/// Deletes the folders of blocks up to `upto` that are not to be kept.
+pub(crate) fn tidy(blocks_dir: &Path, keep: &[BlockId], upto: BlockId) -> Result<(), RelayError> {
+    for entry in fs::read_dir(blocks_dir).map_err(RelayError::file("list", blocks_dir))? {
+        let entry = entry.map_err(RelayError::file("list", blocks_dir))?;
+        let name = entry.file_name();
+        // Only what is written like a block: `b7`.
+        let block = name.to_str().filter(|n| n.starts_with('b')).and_then(|n| n.parse::<BlockId>().ok());
+        if block.is_some_and(|b| b <= upto && !keep.contains(&b)) {
+            fs::remove_dir_all(entry.path()).map_err(RelayError::file("delete", entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes folder, key and ticket; the key is what the block's processes will prove to have.
 pub(crate) fn prepare(
     options: &RelayOptions,
@@ -133,4 +147,24 @@ pub(crate) fn spools(dir: &Path) -> Result<Vec<OutcomeBatch>, RelayError> {
 /// The last words of a block.
 pub(crate) fn last_words(dir: &Path) -> String {
     tail(&dir.join(BLOCK_LOG), BLOCK_TAIL_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_of_old_blocks_are_deleted() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        for name in ["b1", "b2", "b10", "b11", "bin", "b2.old", "x1"] {
+            fs::create_dir_all(folder.path().join(name).join("inside")).expect("make");
+        }
+        tidy(folder.path(), &[BlockId(2)], BlockId(10)).expect("tidy");
+        let mut left: Vec<String> = fs::read_dir(folder.path())
+            .expect("list")
+            .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["b11", "b2", "b2.old", "bin", "x1"]);
+    }
 }

@@ -179,6 +179,7 @@ impl RelayNode {
             Effect::CancelBlock { record } => self.work.order(Order::Cancel { record }),
             Effect::BlockOver { record } => self.desk.shut_out(record.block),
             Effect::ReadSpools { record } => self.work.order(Order::ReadSpools { record }),
+            Effect::TidyBlocks { keep, upto } => self.work.order(Order::Tidy { keep, upto }),
             Effect::ReadLog { ask, task, from, live } => {
                 self.work.order(Order::ReadLog { ask, task, from, live });
             }

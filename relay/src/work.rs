@@ -25,6 +25,7 @@ pub(crate) enum Order {
     SaveRoster { roster: Box<Roster> },
     RefreshTickets { blocks: Vec<BlockRecord>, address: Address, port: String },
     ReadSpools { record: BlockRecord },
+    Tidy { keep: Vec<BlockId>, upto: BlockId },
     ReadLog { ask: u64, task: TaskId, from: u64, live: bool },
     ReadBlockLog { ask: u64, record: BlockRecord },
 }
@@ -235,6 +236,11 @@ impl Clerk {
                 self.desk.put(Input::BlockLog { block, tail: blockdir::last_words(&dir) });
                 let result = blockdir::spools(&dir).map_err(|e| chain(&e));
                 self.desk.put(Input::SpoolsRead { block, result });
+            }
+            Order::Tidy { keep, upto } => {
+                if let Err(error) = blockdir::tidy(&self.options.blocks_dir, &keep, upto) {
+                    tracing::warn!(error = chain(&error), "folders of old blocks stay");
+                }
             }
             Order::ReadLog { ask, task, from, live } => {
                 let what = logs::read_task(&self.options.output_dir, task, from, live);

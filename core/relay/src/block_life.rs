@@ -193,6 +193,15 @@ impl Relay {
         for id in over.into_iter().take(most) {
             self.blocks.all.remove(&id);
         }
+        if most > 0 {
+            self.tidy_blocks();
+        }
+    }
+
+    /// Folders of blocks that nobody asks for any more are deleted, those that an earlier relay left too.
+    pub(crate) fn tidy_blocks(&mut self) {
+        let keep = self.blocks.all.keys().copied().collect();
+        self.effects.push(Effect::TidyBlocks { keep, upto: BlockId(self.blocks.roster.next_block) });
     }
 }
 

@@ -1,9 +1,10 @@
-//! Limits of node-hours of jobs: what a job used is counted, and when that is all it may use, it ends.
+//! Tasks that end without running: those of a job that has used the node-hours that it may, and those that no block can ever run. They would
+//! take the place of others in what the broker may hand out.
 
 use crate::limits::BRAKED_JOBS_MAX;
 use crate::plan::hours;
 use crate::relay::Relay;
-use crate::scaling::NODE_MS_A_MILLI_HOUR;
+use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape};
 use pf_protocol::outcome::OutcomeKind;
 use pf_protocol::{AttemptId, JobId, ManagerId, Ranges};
 use std::collections::BTreeMap;
@@ -75,6 +76,30 @@ impl Relay {
                 self.kill_running(id);
             }
             let gone = self.forget_waiting(id, &Ranges::from_range(0, u32::MAX));
+            self.end_waiting(id, &gone, OutcomeKind::Refused, &why);
+            self.retire(id);
+        }
+    }
+
+    /// Ends the tasks that no shape of blocks can ever run, by what is configured.
+    pub(crate) fn refuse_hopeless(&mut self) {
+        let shapes = &self.config.scaling.shapes;
+        let mut hopeless: Vec<(JobId, String)> = Vec::new();
+        for (id, job) in self.jobs.iter().filter(|(_, j)| j.waiting_count > 0) {
+            let Some(def) = &job.def else { continue };
+            let needed_ms = def.spec.time_needed_ms.unwrap_or(0);
+            let never = |s: &Shape| {
+                let why = s.never(&def.spec.resources, def.spec.account.as_deref(), needed_ms)?;
+                Some(if shapes.len() == 1 { why } else { format!("{}: {why}", s.name) })
+            };
+            if let Some(why) = shapes.iter().map(never).collect::<Option<Vec<String>>>() {
+                hopeless.push((*id, why.join("; ")));
+            }
+        }
+        for (id, why) in hopeless {
+            self.decide(format!("refuse {id}: {why}"));
+            let gone = self.forget_waiting(id, &Ranges::from_range(0, u32::MAX));
+            let why = format!("no block of endpoint {} can run it: {why}", self.config.endpoint);
             self.end_waiting(id, &gone, OutcomeKind::Refused, &why);
             self.retire(id);
         }

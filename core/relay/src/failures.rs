@@ -75,7 +75,7 @@ impl Relay {
             self.pause_if_all_stopped();
         } else {
             let pause_ms = first_ms.saturating_mul(1 << (failures - 1).min(30)).min(BACKOFF_MS_MAX);
-            self.decide(format!("wait {} s: {why}", pause_ms / 1_000));
+            self.decide(format!("wait {} s: {why}", pause_ms.div_ceil(1_000)));
             self.wait_with(id, pause_ms, why);
         }
         self.roster_changed();

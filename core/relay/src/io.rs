@@ -114,7 +114,7 @@ pub struct BlockRecord {
     pub started_ms: Option<u64>,
     /// Node-milliseconds in which no task was on a node that was there.
     pub idle_node_ms: u64,
-    /// Node-milliseconds that it used; known once it is over.
+    /// Node-milliseconds that it used, in all if it is over, else before it was requeued.
     pub used_node_ms: u64,
     /// Whether a manager of it delivered an outcome, or stayed for a while: what ends before is a failure.
     pub came_up: bool,
@@ -123,10 +123,17 @@ pub struct BlockRecord {
 }
 
 impl BlockRecord {
-    /// Node-milliseconds that it may use, from its start to its walltime.
+    /// Node-milliseconds that it may use from its start to its walltime, with what it used before it was requeued.
     #[must_use]
     pub fn intended_node_ms(&self) -> u64 {
-        u64::from(self.nodes).saturating_mul(self.walltime_ms)
+        u64::from(self.nodes).saturating_mul(self.walltime_ms).saturating_add(self.used_node_ms)
+    }
+
+    /// Node-milliseconds since it began to run, for the last time.
+    #[must_use]
+    pub fn part_node_ms(&self, unix_ms: u64) -> u64 {
+        let ran_ms = self.started_ms.map_or(0, |at| unix_ms.saturating_sub(at));
+        u64::from(self.nodes).saturating_mul(ran_ms.min(self.walltime_ms))
     }
 }
 
@@ -311,6 +318,13 @@ pub enum Effect {
     ReadSpools {
         /// The block.
         record: BlockRecord,
+    },
+    /// Folders of blocks with a number up to this one are deleted, but for these: everything of theirs was read.
+    TidyBlocks {
+        /// Blocks that are kept.
+        keep: Vec<BlockId>,
+        /// Highest number that was ever given.
+        upto: BlockId,
     },
     /// Read a task's output.
     ReadLog {

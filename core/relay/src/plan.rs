@@ -2,7 +2,7 @@
 //! carries the plan out; nothing else decides how many blocks there are. The rules, for people, are in `docs/scaling.md`.
 
 use crate::limits::{LIVE_BLOCKS_MAX, START_MARGIN_MS, TAIL_NODES_SHARE, WALLTIME_MS_MIN};
-use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape};
+use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape, minutes};
 pub use crate::snapshot::*;
 use pf_protocol::resources::{NodeCapacity, Resources};
 use std::collections::BTreeMap;
@@ -197,12 +197,11 @@ impl<'a> Planner<'a> {
             return Err(why.clone());
         }
         let asked = demand.and_then(|d| d.account.as_deref());
-        let Some(account) = shape.accounts.charged(asked) else {
-            return Err(format!(
-                "account {} is none of those that may be charged",
-                asked.unwrap_or_default()
-            ));
-        };
+        let never = demand.and_then(|d| shape.never(&d.resources, asked, d.time_needed_ms));
+        if let Some(why) = never {
+            return Err(why);
+        }
+        let account = shape.accounts.charged(asked).flatten();
         let misfit = demand.and_then(|d| d.resources.why_not_on(self.node(&shape.name)?));
         if let Some(why) = misfit {
             return Err(format!("its nodes are too small: {why}"));
@@ -394,9 +393,5 @@ fn cost(ask: &Ask) -> u64 {
 
 /// Node-hours in words.
 pub(crate) fn hours(node_ms: u64) -> String {
-    format!("{:.1}", (node_ms / NODE_MS_A_MILLI_HOUR) as f64 / 1e3)
-}
-
-fn minutes(ms: u64) -> String {
-    format!("{} min", ms.div_ceil(60_000))
+    format!("{:.2}", (node_ms / NODE_MS_A_MILLI_HOUR) as f64 / 1e3)
 }

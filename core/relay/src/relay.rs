@@ -201,6 +201,7 @@ impl Relay {
         self.report_at = self.now;
         self.blocks.begin(self.now);
         self.bound_waits();
+        self.tidy_blocks();
         self.poll_blocks_now();
     }
 

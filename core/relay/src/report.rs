@@ -3,8 +3,9 @@
 use crate::classes::{Class, class_words};
 use crate::io::BlockRecord;
 use crate::limits::{EXPLAIN_LINES_MAX, REPORT_MANAGERS_MAX};
+use crate::plan::hours;
 use crate::relay::Relay;
-use crate::scaling::Shape;
+use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape};
 use pf_protocol::JobId;
 use pf_protocol::report::{
     BlockReport, BlockState, EndpointReport, ManagerReport, NodeHours, QuarantineReport, ShapeReport,
@@ -80,18 +81,17 @@ impl Relay {
             let (used, whole) = (self.used_until_now(&block.record), block.record.intended_node_ms());
             hours.used_node_ms += used;
             hours.idle_node_ms += block.record.idle_node_ms.min(used);
-            hours.intended_node_ms += whole - used;
+            hours.intended_node_ms += whole.saturating_sub(used);
         }
         hours
     }
 
     /// What a block has used until now, or in all if it is over.
     fn used_until_now(&self, record: &BlockRecord) -> u64 {
-        if matches!(record.state, BlockState::Ended(_)) {
-            return record.used_node_ms;
+        match record.state {
+            BlockState::Ended(_) => record.used_node_ms,
+            _ => record.used_node_ms + record.part_node_ms(self.unix_ms()),
         }
-        let ran_ms = record.started_ms.map_or(0, |at| self.unix_ms().saturating_sub(at));
-        u64::from(record.nodes).saturating_mul(ran_ms.min(record.walltime_ms))
     }
 
     fn block_report(&self, id: pf_protocol::BlockId) -> BlockReport {
@@ -208,6 +208,13 @@ impl Relay {
         }
         if job.waiting_count > 0 {
             lines.push(format!("they wait: {}", self.why_waiting(job.class)));
+        }
+        if let Some(limit) = job.def.as_ref().and_then(|d| d.spec.max_node_hours_milli) {
+            let limit = hours(limit.saturating_mul(NODE_MS_A_MILLI_HOUR));
+            lines.push(format!(
+                "of the {limit} node-hours that it may use {} are used",
+                hours(self.node_ms_used(id))
+            ));
         }
         if let Some(mean) = job.mean_us {
             lines.push(format!("a task of it ran {:.3} s in the mean", mean as f64 / 1e6));

@@ -30,6 +30,9 @@ impl Relay {
         self.see_what_stays();
         self.look_at_nodes();
         self.brake_jobs();
+        if self.recovery.ready() {
+            self.refuse_hopeless();
+        }
         self.blocks.scaled_at = self.now;
         if self.recovery.settled || self.stopping.is_some() {
             self.end_what_drains();
@@ -46,7 +49,7 @@ impl Relay {
     pub(crate) fn snapshot(&self) -> Snapshot<'_> {
         let roster = &self.blocks.roster;
         let barred = match &roster.paused {
-            Some(why) => Some(format!("the endpoint is paused: {why}")),
+            Some(_) => Some("the endpoint is paused".into()),
             None if !self.recovery.ready() => Some("the broker is not connected".into()),
             None if self.now < self.blocks.not_before => Some("the roster cannot be written".into()),
             None => None,
@@ -115,7 +118,7 @@ impl Relay {
         let leaving = block.drain.is_some()
             || block.cancel_asked
             || matches!(record.state, BlockState::Ending | BlockState::Impossible(_));
-        let runs = record.state == BlockState::Running || block.heard_at.is_some();
+        let runs = !waits(&record.state) || !block.managers.is_empty();
         let standing = match (leaving, runs) {
             (true, _) => Standing::Leaving,
             (false, true) => Standing::Running,
@@ -229,13 +232,20 @@ impl Relay {
         let passed_ms = (now - self.blocks.scaled_at) / 1_000;
         let mut began = false;
         for block in self.blocks.all.values_mut().filter(|b| !b.is_over()) {
-            let runs = matches!(block.record.state, BlockState::Running | BlockState::Ending);
-            if !runs && block.heard_at.is_none() {
+            if waits(&block.record.state) && block.managers.is_empty() {
+                if block.heard_at.take().is_some() {
+                    // Back in the queue: the walltime of its next life begins anew.
+                    block.record.used_node_ms += block.record.part_node_ms(now_ms);
+                    block.record.started_ms = None;
+                }
                 continue;
             }
             if block.record.started_ms.is_none() {
-                block.record.started_ms = Some(now_ms);
-                began = true;
+                let runs = matches!(block.record.state, BlockState::Running | BlockState::Ending);
+                if runs || !block.managers.is_empty() {
+                    block.record.started_ms = Some(now_ms);
+                    began = true;
+                }
                 continue;
             }
             let busy = block.managers.iter().filter_map(|h| self.managers.get(h)).filter(|m| m.placed > 0);
@@ -256,10 +266,14 @@ impl Relay {
         let now_ms = self.unix_ms();
         let Some(block) = self.blocks.all.get_mut(&id) else { return };
         let record = &mut block.record;
-        let ran_ms = record.started_ms.map_or(0, |at| now_ms.saturating_sub(at).min(record.walltime_ms));
-        record.used_node_ms = ran_ms * u64::from(record.nodes);
+        record.used_node_ms += record.part_node_ms(now_ms);
         record.idle_node_ms = record.idle_node_ms.min(record.used_node_ms);
         self.blocks.roster.used_node_ms += record.used_node_ms;
         self.blocks.roster.idle_node_ms += record.idle_node_ms;
     }
+}
+
+/// Whether the block has no nodes yet, or none any more.
+fn waits(state: &BlockState) -> bool {
+    matches!(state, BlockState::Intended | BlockState::Queued(_) | BlockState::Held(_) | BlockState::Starting)
 }

@@ -1,7 +1,8 @@
 //! What an endpoint's owner says about blocks: how many, of which shape, on whose account. The shell fills it from the endpoint's
 //! configuration; [`crate::plan`] decides by it.
 
-use pf_protocol::resources::NodeCapacity;
+use crate::limits::START_MARGIN_MS;
+use pf_protocol::resources::{NodeCapacity, Resources};
 
 /// Node-milliseconds in a thousandth of a node-hour.
 pub const NODE_MS_A_MILLI_HOUR: u64 = 3_600;
@@ -73,6 +74,34 @@ impl Accounts {
             (Accounts::Only(list), Some(account)) => list.iter().any(|a| a == account).then_some(asked),
         }
     }
+}
+
+impl Shape {
+    /// Why such tasks can never run in blocks of this shape, by what is configured: a fragment for people; None if they may.
+    #[must_use]
+    pub fn never(&self, resources: &Resources, account: Option<&str>, time_needed_ms: u64) -> Option<String> {
+        if self.accounts.charged(account).is_none() {
+            let account = account.unwrap_or_default();
+            return Some(format!("account {account} is none of those that may be charged"));
+        }
+        if let Some(why) = self.node.as_ref().and_then(|node| resources.why_not_on(node)) {
+            return Some(format!("its nodes are too small: {why}"));
+        }
+        let least = time_needed_ms.saturating_add(START_MARGIN_MS);
+        (time_needed_ms > 0 && self.walltime_ms < least).then(|| {
+            format!(
+                "its walltime of {} is too short for tasks that need {} and a start of {}",
+                minutes(self.walltime_ms),
+                minutes(time_needed_ms),
+                minutes(START_MARGIN_MS)
+            )
+        })
+    }
+}
+
+/// Minutes in words, rounded up.
+pub(crate) fn minutes(ms: u64) -> String {
+    format!("{} min", ms.div_ceil(60_000))
 }
 
 impl Default for Shape {

@@ -198,7 +198,7 @@ fn node_hours_are_a_hard_brake() {
     // Two blocks of 20 node-hours, and one that is shortened to 5 hours on 2 nodes.
     let walltimes: Vec<u64> = plan.submit.iter().map(|a| a.walltime_ms / HOUR).collect();
     assert_eq!(walltimes, [10, 10, 5]);
-    assert!(plan.shapes[0].1.contains("50.0 node-hours of the endpoint"), "{:?}", plan.shapes);
+    assert!(plan.shapes[0].1.contains("50.00 node-hours of the endpoint"), "{:?}", plan.shapes);
     w.used_node_ms = 50 * HOUR;
     assert!(w.plan().submit.is_empty());
     w.scaling.node_ms_max = None;

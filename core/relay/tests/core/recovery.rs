@@ -2,7 +2,7 @@
 
 use crate::world::{World, scaling};
 use pf_protocol::job::{JobSpec, OnLost};
-use pf_protocol::message::{AnswerWhat, Ask, AskWhat, PilotReport, UnfinishedJob};
+use pf_protocol::message::{AnswerWhat, Ask, AskWhat, Confirm, PilotReport, Unfinished, UnfinishedJob};
 use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind, Ran};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::{AttemptId, BlockId, Epoch, JobId, Ranges};
@@ -36,6 +36,27 @@ fn running_roster() -> Roster {
         ..BlockRecord::default()
     };
     Roster { version: 7, next_block: 1, blocks: vec![record], ..Roster::default() }
+}
+
+#[test]
+fn a_confirmation_of_the_session_before_releases_nothing() {
+    let mut world = busy(1, 20);
+    world.confirm = false;
+    world.end_tasks(1, 3, 1_000_000);
+    world.end_tasks(1, 3, 1_000_000);
+    // The session breaks, and what the broker had to say in it comes in the next one.
+    world.silent_broker = true;
+    world.break_broker();
+    world.say(Confirm { upto: 2 });
+    world.pass(SECOND);
+    assert_eq!(world.managers[&1].unconfirmed.len(), 2, "nothing was sent in this session yet");
+    world.unfinished = unfinished(20);
+    world.say(Unfinished { jobs: unfinished(20), last: true });
+    assert_eq!(world.outcomes.len(), 4, "everything is sent again");
+    world.say(Confirm { upto: 1 });
+    assert_eq!(world.managers[&1].unconfirmed.len(), 1);
+    world.say(Confirm { upto: 2 });
+    assert!(world.managers[&1].unconfirmed.is_empty());
 }
 
 #[test]

@@ -245,6 +245,26 @@ fn jobs_of_two_accounts_get_blocks_of_their_own() {
 }
 
 #[test]
+fn what_no_block_can_ever_run_is_refused_and_takes_nobody_s_place() {
+    let shapes = vec![Shape {
+        accounts: Accounts::Only(vec!["a".into()]),
+        walltime_ms: 3_600_000,
+        ..Shape::default()
+    }];
+    let mut world = World::new(Scaling { shapes, ..scaling() });
+    world.connect_broker();
+    world.define(1, JobSpec { account: Some("b".into()), ..JobSpec::default() });
+    world.define(2, JobSpec { time_needed_ms: Some(3_600_000), ..JobSpec::default() });
+    world.define(3, JobSpec::default());
+    (1..=3).for_each(|job| world.assign(job, 0, 10));
+    world.pass(2 * SECOND);
+    assert_eq!(world.count(pf_protocol::outcome::OutcomeKind::Refused), 20);
+    let why = world.outcomes[0].outcomes[0].error.as_ref().map(|e| e.message.clone()).unwrap();
+    assert!(why.contains("account b is none of those"), "{why}");
+    assert_eq!(world.submits.len(), 1);
+}
+
+#[test]
 fn a_job_ends_when_its_node_hours_are_used() {
     let mut world = World::new(scaling());
     world.connect_broker();
@@ -260,6 +280,23 @@ fn a_job_ends_when_its_node_hours_are_used() {
     assert_eq!(world.managers[&1].cancelled.len(), 4, "what runs is killed");
     assert_eq!(world.count(pf_protocol::outcome::OutcomeKind::Refused), 196);
     assert_eq!(world.submits.len(), 1);
+}
+
+#[test]
+fn folders_of_old_blocks_are_deleted_and_the_last_are_kept() {
+    let mut world = begin(Scaling { max_blocks: 1, ..scaling() }, 5);
+    let mut ended = 0;
+    while ended < 30 {
+        if let Some(last) = world.submits.last().copied().filter(|_| world.submits.len() > ended) {
+            ended = world.submits.len();
+            world.blocks.insert(last, BlockState::Ended(BlockEnd::Preempted));
+        }
+        world.pass(3 * SECOND);
+    }
+    let last = world.submits.last().copied().map_or(0, |b| b.0);
+    // Twenty that were read, the one that has just ended, and the one that lives.
+    assert_eq!(world.folders.first(), Some(&BlockId(last - 21)), "{:?}", world.folders);
+    assert_eq!(world.folders.last(), Some(&BlockId(last)));
 }
 
 #[test]

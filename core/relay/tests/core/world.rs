@@ -62,6 +62,10 @@ pub struct World {
     pub refused: Vec<Refuse>,
     pub spools: BTreeMap<BlockId, Vec<OutcomeBatch>>,
     pub log_tail: String,
+    /// The broker keeps its list of unfinished tasks to itself.
+    pub silent_broker: bool,
+    /// Folders of blocks, as the shell would have them.
+    pub folders: BTreeSet<BlockId>,
     inputs: VecDeque<Input>,
     running: bool,
 }
@@ -119,6 +123,8 @@ impl World {
             refused: Vec::new(),
             spools: BTreeMap::new(),
             log_tail: String::new(),
+            silent_broker: false,
+            folders: BTreeSet::new(),
             inputs: VecDeque::new(),
             running: false,
         };
@@ -185,6 +191,7 @@ impl World {
                     "intent is on disk before submit"
                 );
                 self.submits.push(record.block);
+                self.folders.insert(record.block);
                 let result = self.submit_result.clone();
                 let result = result.unwrap_or(SubmitResult::Accepted(format!("id{}", record.block)));
                 if matches!(result, SubmitResult::Accepted(_)) {
@@ -217,6 +224,7 @@ impl World {
                 self.input(Input::BlockLog { block: record.block, tail });
                 self.input(Input::SpoolsRead { block: record.block, result: Ok(found) });
             }
+            Effect::TidyBlocks { keep, upto } => self.folders.retain(|b| *b > upto || keep.contains(b)),
             Effect::Exit { reason, ok } => self.exit = Some((reason, ok)),
             _ => {}
         }
@@ -250,8 +258,10 @@ impl World {
                 };
                 let mut out = Vec::new();
                 self.broker.welcome(self.now, conn, welcome, &mut out);
-                let jobs = self.unfinished.clone();
-                self.broker.send(self.now, conn, Unfinished { jobs, last: true }.into(), &mut out);
+                if !self.silent_broker {
+                    let jobs = self.unfinished.clone();
+                    self.broker.send(self.now, conn, Unfinished { jobs, last: true }.into(), &mut out);
+                }
                 self.out_to_relay(out);
             }
             Event::Message { message, .. } => self.broker_hears(message),

@@ -69,7 +69,9 @@ impl World {
                 self.roster = roster;
                 self.relay_hears(2 * MS, relay::Input::RosterSaved { version });
             }
-            relay::Effect::RefreshTickets { .. } | relay::Effect::BlockOver { .. } => {}
+            relay::Effect::RefreshTickets { .. }
+            | relay::Effect::BlockOver { .. }
+            | relay::Effect::TidyBlocks { .. } => {}
             relay::Effect::Submit { record } => self.submit(&record),
             relay::Effect::QueryBlocks { blocks } => {
                 let seen = blocks.iter().filter_map(|b| self.seen(b.block)).collect();
