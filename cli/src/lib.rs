@@ -10,6 +10,7 @@ pub mod config;
 pub mod error;
 pub mod exit;
 pub mod limits;
+mod login;
 pub mod output;
 pub mod submit;
 pub mod units;
@@ -51,6 +52,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Manager(passed) => return verbs::passed::manager(&passed.args),
         Verb::Rank(passed) => return Ok(pf_pilot::rank_main(&passed.args)),
         Verb::Local(passed) => return Ok(verbs::passed::local(&passed.args)),
+        Verb::Site(args::SiteVerb::Probe { dir }) => return verbs::site::probe::on_node(dir).map(Exit::into),
         _ => {}
     }
     start_log();

@@ -56,6 +56,24 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Where no bar is drawn, `wait` looks this often whether the job cannot go on.
 pub const NOTE_EVERY: Duration = Duration::from_secs(5);
 
+/// A scheduler's read-only command may take this long in `pf site`; a busy one may need half a minute.
+pub const SITE_COMMAND_TIME: Duration = Duration::from_secs(30);
+
+/// Walltime of a probe: it needs seconds, but modules and slow file systems do not.
+pub const PROBE_WALLTIME_MS: u64 = 10 * 60_000;
+
+/// How often the probe's folder is looked at.
+pub const PROBE_LOOK: Duration = Duration::from_millis(200);
+
+/// How long a probe tries to reach one address: a firewall that drops packets says nothing.
+pub const PROBE_CONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// Bytes of a probe's files that are read.
+pub const PROBE_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of its log that an error shows.
+pub const PROBE_TAIL_BYTES: u64 = 2 << 10;
+
 /// How long `run` and `serve` wait for their blocks to end. Killed tasks end at once; this is for a machine under load.
 pub const PRIVATE_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 

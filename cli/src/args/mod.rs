@@ -3,6 +3,7 @@
 //! Every verb has an example in its help; a test walks all of them.
 
 pub mod manage;
+pub mod site;
 pub mod work;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 pub use manage::{
     BlockVerb, BrokerVerb, ConfigVerb, EndpointVerb, FunctionVerb, JobVerb, RelayVerb, TokenVerb,
 };
+pub use site::{SiteCheckArgs, SiteNewArgs, SiteVerb};
 pub use work::{JobRef, TaskRef, WorkArgs};
 
 /// Functions, commands and MPI programs on supercomputers, by the million.
@@ -152,6 +154,14 @@ pub enum Verb {
   pf relay run cluster --broker login1:9100 --broker-key KEY"
     )]
     Relay(RelayVerb),
+    /// Machines: facts about them, and what is true of this one
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  pf site list
+  pf site check"
+    )]
+    Site(SiteVerb),
     /// What is configured, and where each value came from
     #[command(
         subcommand,

@@ -1,6 +1,8 @@
 //! Reads the layers of configuration and lays them over each other. Unknown keys are refused, with file, line and the
 //! nearest key that exists. Pure but for the files it is told to read: the environment comes as an argument.
 
+use super::bounds::Bounds;
+use super::profiles::{self, Found};
 use super::register::{self, ENDPOINT_SECTION, KEYS, Key, SECTIONS};
 use super::value::{Origin, Value};
 use crate::error::{CliError, Result, io_error};
@@ -10,57 +12,61 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// Site profiles that are part of `pf`: name and TOML.
-pub const PROFILES: &[(&str, &str)] = &[
-    ("local", include_str!("../../../site-profiles/local.toml")),
-    ("generic-slurm", include_str!("../../../site-profiles/generic-slurm.toml")),
-];
-
 /// The endpoint that exists without being named.
 pub const DEFAULT_ENDPOINT: &str = "local";
 
 /// Environment variables that begin like settings and are none; each is documented in `docs/config.md`.
-pub const OTHER_VARIABLES: &[&str] =
-    &["PILOTFISH_DIR", "PILOTFISH_CONFIG", "PILOTFISH_LOG", "PILOTFISH_PF", "PILOTFISH_TOKEN"];
+pub const OTHER_VARIABLES: &[&str] = &[
+    "PILOTFISH_DIR",
+    "PILOTFISH_CONFIG",
+    "PILOTFISH_ETC",
+    "PILOTFISH_LOG",
+    "PILOTFISH_PF",
+    "PILOTFISH_TOKEN",
+];
 
 /// A variable that is this many letters from a setting's is taken for a typing error.
 const TYPING_ERRORS: usize = 3;
 
 /// Values by full name (`places.local`, `endpoints.local.cores`), each with where it came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
     /// The values that hold.
     pub values: BTreeMap<String, (Value, Origin)>,
-    /// Maxima that the admin's file sets under `[limits]`, by key of the endpoint.
-    limits: BTreeMap<&'static str, (i64, Origin)>,
+    /// The site profile of each endpoint.
+    pub profiles: BTreeMap<String, Found>,
+    /// What the admins' files set under `[limits]`.
+    bounds: Bounds,
 }
 
 /// Where layers are read from.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// The admin's file, if it exists.
-    pub admin: Option<PathBuf>,
+    /// The admins' files that exist, lowest first.
+    pub admin: Vec<PathBuf>,
     /// The user's file; refused if it was named and is not there.
     pub user: Option<PathBuf>,
+    /// The user's file with the text that it is about to get, in place of `user`: to see whether it would be good.
+    pub edited: Option<(PathBuf, String)>,
+    /// Folders with site profiles; the first that has a name wins.
+    pub profiles: Vec<PathBuf>,
     /// Environment variables that begin with `PILOTFISH_`.
     pub env: Vec<(String, String)>,
     /// Settings by flags: full name, value, flag.
     pub flags: Vec<(String, String, &'static str)>,
 }
 
-/// Endpoint settings that `[limits]` of the admin's file can bound: name there, key of the endpoint.
-const LIMITS: [(&str, &str); 3] =
-    [("blocks_max", "blocks_max"), ("nodes_per_block_max", "nodes_per_block"), ("cores_max", "cores")];
-
 impl Settings {
     /// All layers, lowest first.
     pub fn load(sources: &Sources) -> Result<Settings> {
         let mut upper = Settings::default();
-        if let Some(path) = &sources.admin {
+        for path in &sources.admin {
             upper.add_file(path, true)?;
         }
-        if let Some(path) = &sources.user {
-            upper.add_file(path, false)?;
+        match (&sources.edited, &sources.user) {
+            (Some((path, text)), _) => upper.add_text(text, path, false)?,
+            (None, Some(path)) => upper.add_file(path, false)?,
+            (None, None) => {}
         }
         sources.env.iter().try_for_each(|(name, value)| upper.add_env(name, value))?;
         for (name, value, flag) in &sources.flags {
@@ -69,15 +75,15 @@ impl Settings {
                 .map_err(|why| CliError::usage(format!("flag {flag} {why}")))?;
             upper.values.insert(name.clone(), (value, Origin::Flag(flag)));
         }
-        let mut all = upper.lower_layers()?;
+        let mut all = upper.lower_layers(&sources.profiles)?;
         all.values.extend(upper.values);
-        all.limits = upper.limits;
-        all.check_limits()?;
+        all.bounds = upper.bounds;
+        all.bounds.hold(&mut all.values)?;
         Ok(all)
     }
 
     /// Built-in values and site profiles of each endpoint that the upper layers name, and of the default one.
-    fn lower_layers(&self) -> Result<Settings> {
+    fn lower_layers(&self, folders: &[PathBuf]) -> Result<Settings> {
         let mut lower = Settings::default();
         for key in KEYS.iter().filter(|k| k.section() != ENDPOINT_SECTION) {
             lower.values.insert(key.name.into(), (key.built_in(), Origin::BuiltIn));
@@ -87,7 +93,21 @@ impl Settings {
                 let name = format!("endpoints.{endpoint}.{}", key.short());
                 lower.values.insert(name, (key.built_in(), Origin::BuiltIn));
             }
-            lower.add_profile(&endpoint, self.values.get(&format!("endpoints.{endpoint}.profile")))?;
+            lower.add_profile(
+                &endpoint,
+                self.values.get(&format!("endpoints.{endpoint}.profile")),
+                folders,
+            )?;
+        }
+        // Places belong to the host: where several profiles have them, the one of the default endpoint wins.
+        let default = match self.values.get("client.endpoint") {
+            Some((Value::Text(name), _)) => name.clone(),
+            _ => DEFAULT_ENDPOINT.to_owned(),
+        };
+        let mut order: Vec<String> = lower.profiles.keys().filter(|e| **e != default).cloned().collect();
+        order.push(default);
+        for endpoint in order {
+            lower.add_places(&endpoint)?;
         }
         Ok(lower)
     }
@@ -102,25 +122,42 @@ impl Settings {
         names
     }
 
-    fn add_profile(&mut self, endpoint: &str, chosen: Option<&(Value, Origin)>) -> Result<()> {
+    fn add_profile(
+        &mut self,
+        endpoint: &str,
+        chosen: Option<&(Value, Origin)>,
+        folders: &[PathBuf],
+    ) -> Result<()> {
         let (name, origin) = match chosen {
             Some((Value::Text(name), origin)) => (name.as_str(), origin.clone()),
             _ => (DEFAULT_ENDPOINT, Origin::BuiltIn),
         };
-        let Some((_, text)) = PROFILES.iter().find(|p| p.0 == name) else {
-            let known = PROFILES.iter().map(|p| p.0);
+        let Some(found) = profiles::find(folders, name)? else {
+            let known = profiles::names(folders);
             let error = CliError::usage(format!(
                 "{origin}: endpoint {endpoint} wants site profile {name:?}, which pf does not have"
             ));
-            return Err(error.hint(nearest_hint(name, known, "profile")));
+            return Err(error.hint(nearest_hint(name, known.iter().map(String::as_str), "profile")));
         };
-        let origin = |line| Origin::Profile { name: name.into(), line };
-        let table = DeTable::parse(text).map_err(|e| toml_error(&format!("profile {name}"), text, &e))?;
-        for (key, value) in table.get_ref() {
-            let line = line_of(text, key.span().start);
-            self.add_endpoint_value(endpoint, key.get_ref(), value.get_ref(), origin(line))?;
-        }
+        let at = |start| Origin::Profile {
+            name: found.name.clone(),
+            path: found.path.clone(),
+            line: line_of(&found.text, start),
+        };
+        each_entry(&found, "endpoint", |key, value, origin| match key {
+            "shapes" => self.add_shapes(endpoint, value, &at, &origin),
+            _ => self.add_endpoint_value(endpoint, key, value, origin),
+        })?;
+        self.profiles.insert(endpoint.into(), found);
         Ok(())
+    }
+
+    fn add_places(&mut self, endpoint: &str) -> Result<()> {
+        let Some(found) = self.profiles.get(endpoint).cloned() else { return Ok(()) };
+        each_entry(&found, "places", |key, value, origin| {
+            let full = format!("places.{key}");
+            self.add_value(&full, &full, value, origin)
+        })
     }
 
     fn add_file(&mut self, path: &Path, admin: bool) -> Result<()> {
@@ -138,7 +175,7 @@ impl Settings {
     }
 
     /// One file's text as the next layer.
-    pub fn add_text(&mut self, text: &str, path: &Path, admin: bool) -> Result<()> {
+    fn add_text(&mut self, text: &str, path: &Path, admin: bool) -> Result<()> {
         let table = DeTable::parse(text).map_err(|e| toml_error(&path.display().to_string(), text, &e))?;
         for (section, value) in table.get_ref() {
             let at = |start| Origin::File { path: path.into(), line: line_of(text, start) };
@@ -176,7 +213,7 @@ impl Settings {
                 }
                 "limits" if admin => {
                     for (key, value) in inner {
-                        self.add_limit(key.get_ref(), value.get_ref(), at(key.span().start))?;
+                        self.bounds.add(key.get_ref(), value.get_ref(), at(key.span().start))?;
                     }
                 }
                 "limits" => {
@@ -228,22 +265,6 @@ impl Settings {
         Ok(())
     }
 
-    fn add_limit(&mut self, key: &str, value: &DeValue<'_>, origin: Origin) -> Result<()> {
-        let Some(&(_, bounded)) = LIMITS.iter().find(|l| l.0 == key) else {
-            let error = CliError::usage(format!("{origin}: unknown key {key:?} in [limits]"));
-            return Err(error.hint(nearest_hint(key, LIMITS.iter().map(|l| l.0), "key")));
-        };
-        let kind = register::Kind::Int { min: 1, max: i64::from(u32::MAX) };
-        match Value::from_toml(value, kind) {
-            Ok(Value::Int(n)) => {
-                self.limits.insert(bounded, (n, origin));
-                Ok(())
-            }
-            Ok(_) => Err(CliError::internal(format!("{origin}: limits.{key} is no number"))),
-            Err(why) => Err(CliError::usage(format!("{origin}: limits.{key} {why}"))),
-        }
-    }
-
     fn add_env(&mut self, name: &str, text: &str) -> Result<()> {
         if OTHER_VARIABLES.contains(&name) {
             return Ok(());
@@ -266,23 +287,22 @@ impl Settings {
         self.values.insert(key.name.into(), (value, Origin::Env(name.into())));
         Ok(())
     }
+}
 
-    fn check_limits(&self) -> Result<()> {
-        for (full, (value, origin)) in &self.values {
-            // Also of a shape.
-            let Some(key) = full.strip_prefix("endpoints.").and_then(|rest| rest.rsplit('.').next()) else {
-                continue;
-            };
-            let (Some((most, by)), Value::Int(n)) = (self.limits.get(key), value) else { continue };
-            if n > most {
-                return Err(CliError::usage(format!(
-                    "{origin}: {full} = {n} is over the admin's limit of {most} ({by})"
-                ))
-                .hint(format!("set it to {most} or less")));
-            }
-        }
-        Ok(())
+/// Every entry of one table of a profile, with its line.
+fn each_entry(
+    found: &Found,
+    section: &str,
+    mut each: impl FnMut(&str, &DeValue<'_>, Origin) -> Result<()>,
+) -> Result<()> {
+    let table = DeTable::parse(&found.text).map_err(|e| toml_error(&found.name, &found.text, &e))?;
+    let inner = table.get_ref().iter().find(|(key, _)| key.get_ref() == section);
+    for (key, value) in inner.and_then(|(_, value)| value.get_ref().as_table()).into_iter().flatten() {
+        let line = line_of(&found.text, key.span().start);
+        let origin = Origin::Profile { name: found.name.clone(), path: found.path.clone(), line };
+        each(key.get_ref(), value.get_ref(), origin)?;
     }
+    Ok(())
 }
 
 /// The register's entry for a full name.

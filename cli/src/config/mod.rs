@@ -2,8 +2,10 @@
 //!
 //! Called once by `main` before any verb. `pf config show` prints [`Config::settings`].
 
+pub mod bounds;
 pub mod layers;
 pub mod places;
+pub mod profiles;
 pub mod register;
 mod shapes;
 pub mod typed;
@@ -17,8 +19,8 @@ use crate::error::{CliError, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The admin's file.
-pub const ADMIN_FILE: &str = "/etc/pilotfish/config.toml";
+/// The admin's folder: `config.toml`, and `site-profiles/`. No variable takes its place: what it limits is limited.
+pub const ADMIN_DIR: &str = "/etc/pilotfish";
 
 /// What configuration reads of the process: its environment and who it is. A value, so that tests can say it.
 #[derive(Debug, Clone, Default)]
@@ -73,35 +75,65 @@ impl Surroundings {
     }
 
     fn usual_user_file(&self) -> Result<PathBuf> {
+        Ok(self.user_dir()?.join("config.toml"))
+    }
+
+    /// The user's folder: `$PILOTFISH_DIR`, else `~/.config/pilotfish`.
+    pub fn user_dir(&self) -> Result<PathBuf> {
         match (self.var("PILOTFISH_DIR"), self.var("XDG_CONFIG_HOME")) {
-            (Some(root), _) => Ok(PathBuf::from(root).join("config.toml")),
-            (None, Some(xdg)) => Ok(PathBuf::from(xdg).join("pilotfish/config.toml")),
-            (None, None) => Ok(self.home()?.join(".config/pilotfish/config.toml")),
+            (Some(root), _) => Ok(PathBuf::from(root)),
+            (None, Some(xdg)) => Ok(PathBuf::from(xdg).join("pilotfish")),
+            (None, None) => Ok(self.home()?.join(".config/pilotfish")),
         }
+    }
+
+    /// The admins' folders, lowest first: `/etc/pilotfish` always, and `$PILOTFISH_ETC` for software that a module brings along.
+    fn admin_dirs(&self) -> Vec<PathBuf> {
+        std::iter::once(PathBuf::from(ADMIN_DIR))
+            .chain(self.var("PILOTFISH_ETC").map(PathBuf::from))
+            .collect()
     }
 
     /// The layers to read.
     pub fn sources(&self, config_flag: Option<&Path>) -> Result<Sources> {
-        let admin = PathBuf::from(ADMIN_FILE);
+        let admin = self.admin_dirs();
         let env = self.env.iter().filter(|(name, value)| name.starts_with("PILOTFISH_") && !value.is_empty());
+        // Without a home there are no profiles of the user's own, and that is all.
+        let dirs = self.user_dir().ok().into_iter().chain(admin.iter().rev().cloned());
         Ok(Sources {
-            admin: admin.exists().then_some(admin),
+            admin: admin.iter().map(|dir| dir.join("config.toml")).filter(|file| file.exists()).collect(),
             user: self.user_file(config_flag)?,
+            edited: None,
+            profiles: dirs.map(|dir| dir.join("site-profiles")).collect(),
             env: env.map(|(name, value)| (name.clone(), value.clone())).collect(),
             flags: Vec::new(),
         })
     }
 
-    /// A path as configured, with `~` and a leading `$VAR` replaced.
+    /// A path as configured, with `~` at its beginning, and `$VAR` and `${VAR}` anywhere, replaced.
     pub fn expand(&self, text: &str) -> Result<PathBuf> {
         if text == "~" || text.starts_with("~/") {
-            return Ok(self.home()?.join(text.trim_start_matches('~').trim_start_matches('/')));
+            return Ok(self.home()?.join(self.fill(&text[1..])?.trim_start_matches('/')));
         }
-        let Some(rest) = text.strip_prefix('$') else { return Ok(PathBuf::from(text)) };
-        let (name, below) = rest.split_once('/').unwrap_or((rest, ""));
-        let name = name.trim_start_matches('{').trim_end_matches('}');
-        let value = self.var(name).ok_or_else(|| CliError::usage(format!("{text:?}: {name} is not set")))?;
-        Ok(PathBuf::from(value).join(below))
+        Ok(PathBuf::from(self.fill(text)?))
+    }
+
+    fn fill(&self, text: &str) -> Result<String> {
+        let mut filled = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            filled.push_str(before);
+            let end = |s: &str| s.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(s.len());
+            let (name, left) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+                Some(braced) => braced,
+                None => after.split_at(end(after)),
+            };
+            let value = self.var(name);
+            filled.push_str(value.ok_or_else(|| CliError::usage(format!("{text:?}: {name} is not set")))?);
+            rest = left;
+        }
+        filled.push_str(rest);
+        Ok(filled)
     }
 }
 

@@ -118,7 +118,9 @@ fn place(surroundings: &Surroundings, settings: &Settings, name: &str) -> Result
     let Some((Value::Text(text), origin)) = settings.values.get(&full) else {
         return Err(CliError::internal(format!("setting {full} has no value")));
     };
-    let path = surroundings.expand(text)?;
+    let path = surroundings.expand(text).map_err(|e| {
+        CliError::usage(format!("{origin}: {full}")).because(e).hint(format!("set {full} to another folder"))
+    })?;
     if !path.is_absolute() {
         return Err(CliError::usage(format!("{origin}: {full} = {text:?} is not an absolute path")));
     }

@@ -15,7 +15,14 @@ fn sources(folder: &Path, admin: &str, user: &str, env: &[(&str, &str)]) -> Sour
         (!text.is_empty()).then_some(path)
     };
     let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    Sources { admin: file("admin.toml", admin), user: file("user.toml", user), env, flags: Vec::new() }
+    Sources {
+        admin: file("admin.toml", admin).into_iter().collect(),
+        user: file("user.toml", user),
+        edited: None,
+        profiles: vec![folder.join("site-profiles")],
+        env,
+        flags: Vec::new(),
+    }
 }
 
 fn error_of(admin: &str, user: &str, env: &[(&str, &str)]) -> String {
@@ -98,7 +105,7 @@ fn later_layers_win_and_say_so() {
     places.shared: built in
     endpoints.big.blocks_max: DIR/user.toml:5
     endpoints.big.cores: DIR/admin.toml:6
-    endpoints.big.provider: profile local:2
+    endpoints.big.provider: profile local:6
     endpoints.local.cores: flag --workers
     broker.listen_relays: $PILOTFISH_BROKER_LISTEN_RELAYS
     ");
@@ -139,6 +146,8 @@ fn wrong_configurations_say_where_and_what_is_near() {
         ("", "[places]\ndurable = \"relative\"\n", &[]),
         ("", "[limits]\nblocks_max = 3\n", &[]),
         ("[limits]\nblocks_max = 3\n", "[endpoints.local]\nblocks_max = 4\n", &[]),
+        ("[limits]\nwalltime_max = \"1h\"\n", "[endpoints.local]\nwalltime = \"61m\"\n", &[]),
+        ("[limits]\nwalltime_max = 3\n", "", &[]),
         ("[limits]\nblock_max = 3\n", "", &[]),
         ("", "", &[("PILOTFISH_BROKER_ADRESS", "https://x:1")]),
     ];
@@ -154,7 +163,7 @@ fn every_example_is_a_configuration() {
         let path = entry.expect("entry").path();
         let admin = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("admin"));
         let sources = if admin {
-            Sources { admin: Some(path.clone()), ..Sources::default() }
+            Sources { admin: vec![path.clone()], ..Sources::default() }
         } else {
             Sources { user: Some(path.clone()), ..Sources::default() }
         };
@@ -165,6 +174,68 @@ fn every_example_is_a_configuration() {
         loaded += 1;
     }
     assert!(loaded >= 3, "configs/ has {loaded} files");
+}
+
+#[test]
+fn limits_cut_what_is_below_the_admin() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let admin = "[limits]\nwalltime_max = \"12h\"\n";
+    let mut sources = sources(folder.path(), admin, "", &[]);
+    // A second admin's file may tighten a limit, never loosen it.
+    let second = folder.path().join("second.toml");
+    std::fs::write(&second, "[limits]\nwalltime_max = \"18h\"\nblocks_max = 5\n").expect("write");
+    sources.admin.push(second);
+    let config = Config::load(&surroundings(&[("HOME", "/home/u")]), &sources).expect("load");
+    assert_eq!(config.endpoints["local"].shapes[0].walltime_ms, 12 * 3_600_000);
+    assert!(config.settings.values["endpoints.local.walltime"].1.to_string().ends_with("admin.toml:2"));
+    assert_eq!(config.endpoints["local"].blocks_max, 1);
+}
+
+#[test]
+fn a_profile_of_the_user_s_own_wins_and_says_so() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let sources = sources(folder.path(), "", "[endpoints.x]\nprofile = \"mine\"\nblocks_max = 7\n", &[]);
+    std::fs::create_dir(folder.path().join("site-profiles")).expect("mkdir");
+    let file = folder.path().join("site-profiles/mine.toml");
+    let load = |text: &str| {
+        std::fs::write(&file, text).expect("write");
+        Config::load(&surroundings(&[("HOME", "/home/u"), ("USER", "ann")]), &sources)
+    };
+    let head = "title = \"Mine\"\nstatus = \"active\"\n";
+    let config = load(&format!(
+        "{head}[endpoint]\nwalltime = \"2h\"\nblocks_max = 3\n[places]\nshared = \"/s/${{USER}}/pf\"\n"
+    ))
+    .expect("load");
+    assert_eq!(
+        (config.endpoints["x"].shapes[0].walltime_ms, config.endpoints["x"].blocks_max),
+        (7_200_000, 7)
+    );
+    assert_eq!(config.places.shared, PathBuf::from("/s/ann/pf"));
+    let origin = &config.settings.values["endpoints.x.walltime"].1;
+    assert_eq!(origin.to_string(), format!("profile {}:4", file.display()));
+    let shown = [
+        format!("{head}[endpoint]\nwaltime = \"2h\"\n"),
+        format!("{head}[[queues]]\nname = \"a\"\nnode_max = 3\n"),
+        format!("{head}[places]\nshared = \"$NOWHERE/pf\"\n"),
+    ]
+    .map(|text| {
+        load(&text).unwrap_err().lines().join("\n").replace(&folder.path().display().to_string(), "DIR")
+    });
+    insta::assert_snapshot!(shown.join("\n\n"));
+}
+
+/// Each profile that is part of `pf` gives an endpoint that can be configured: every key and value is one that holds.
+#[test]
+fn every_profile_makes_an_endpoint() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let vars = [("HOME", "/home/u"), ("USER", "u"), ("PSCRATCH", "/s"), ("SCRATCH", "/s")];
+    for (name, text) in pf_site_profiles::EMBEDDED {
+        let profile = pf_site_profiles::parse(text).expect("profile");
+        let sources = sources(folder.path(), "", &format!("[endpoints.x]\nprofile = {name:?}\n"), &[]);
+        let config = Config::load(&surroundings(&vars), &sources)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.lines().join("\n")));
+        assert_eq!(config.endpoints["x"].provider, profile.scheduler());
+    }
 }
 
 #[test]

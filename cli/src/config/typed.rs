@@ -107,6 +107,20 @@ pub struct ShapeConfig {
     pub asks: Asks,
 }
 
+/// The first of these settings of an endpoint that is empty.
+#[must_use]
+pub fn first_missing(settings: &Settings, endpoint: &str, required: &[String]) -> Option<String> {
+    let prefix = format!("endpoints.{endpoint}.");
+    // The endpoint says it, or a shape of its blocks; accounts may be several.
+    let says = |key: &str| {
+        let own = settings.values.iter().filter(|(full, _)| full.starts_with(&prefix));
+        let mut values =
+            own.filter(|(full, _)| full.rsplit('.').next() == Some(key)).map(|(_, (value, _))| value);
+        values.any(|v| *v != Value::Text(String::new()) && *v != Value::Texts(Vec::new()))
+    };
+    required.iter().find(|key| !says(key) && !(*key == "account" && says("accounts"))).cloned()
+}
+
 /// Reads values by name; the register has checked their kinds.
 struct Reader<'a> {
     settings: &'a Settings,

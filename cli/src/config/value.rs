@@ -28,10 +28,12 @@ pub enum Value {
 pub enum Origin {
     /// Built in.
     BuiltIn,
-    /// A site profile that is part of `pf`.
+    /// A site profile.
     Profile {
         /// Its name.
         name: String,
+        /// Its file; None if it is part of `pf`.
+        path: Option<PathBuf>,
         /// Line in it.
         line: usize,
     },
@@ -52,7 +54,8 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::BuiltIn => f.write_str("built in"),
-            Origin::Profile { name, line } => write!(f, "profile {name}:{line}"),
+            Origin::Profile { name, path: None, line } => write!(f, "profile {name}:{line}"),
+            Origin::Profile { path: Some(path), line, .. } => write!(f, "profile {}:{line}", path.display()),
             Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
             Origin::Env(name) => write!(f, "${name}"),
             Origin::Flag(name) => write!(f, "flag {name}"),

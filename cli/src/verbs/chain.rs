@@ -3,6 +3,7 @@
 
 use crate::Context;
 use crate::args::manage::RelayRunArgs;
+use crate::config::typed::first_missing;
 use crate::config::{Config, EndpointConfig, ShapeConfig};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
@@ -188,6 +189,7 @@ fn relay_options(
     let name = &endpoint.name;
     let places = &config.places;
     let alone = matches!(broker, BrokerLink::Dial { .. });
+    refuse_unready(config, name)?;
     let slots = SlotPlan {
         reserved_cores: endpoint.reserved_cores.clone(),
         cores_override: endpoint.cores,
@@ -235,8 +237,17 @@ fn relay_options(
     })
 }
 
+/// Says what the machine's profile requires and nobody set: its scheduler would refuse every block.
+fn refuse_unready(config: &Config, name: &str) -> Result<()> {
+    let Some(found) = config.settings.profiles.get(name) else { return Ok(()) };
+    let Some(missing) = first_missing(&config.settings, name, &found.profile.requires) else { return Ok(()) };
+    let error =
+        CliError::usage(format!("endpoint {name}: {} refuses jobs without {missing}", found.profile.title));
+    Err(error.hint(format!("set endpoints.{name}.{missing} (profile {})", found.name)))
+}
+
 /// Addresses at which the managers of an endpoint find their relay: loopback where they all run on this host.
-fn listen_for_managers(endpoint: &EndpointConfig) -> Result<Vec<String>> {
+pub fn listen_for_managers(endpoint: &EndpointConfig) -> Result<Vec<String>> {
     if !endpoint.interfaces.is_empty() {
         return addresses_of(&endpoint.interfaces);
     }
@@ -252,25 +263,25 @@ fn listen_for_managers(endpoint: &EndpointConfig) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Addresses of interfaces that are named; what is no name of one is an address itself.
+/// Addresses of interfaces that are named, `*` standing for anything; what is no name of one is an address itself. A pattern may match
+/// nothing as long as something does: profiles name the interfaces of several kinds of login nodes.
 fn addresses_of(interfaces: &[String]) -> Result<Vec<String>> {
     let all = pf_relay::addresses::by_interface()
         .map_err(|e| io_error("list the network interfaces of this host", e))?;
     let mut found = Vec::new();
     for wanted in interfaces {
-        let own = all.iter().filter(|(name, _)| name == wanted).map(|(_, ip)| ip.to_string());
+        let own = all.iter().filter(|(name, _)| pf_site_profiles::detect::matches(wanted, name));
         let before = found.len();
-        found.extend(own);
-        if found.len() == before {
+        found.extend(own.map(|(_, ip)| ip.to_string()));
+        if found.len() == before && !wanted.contains('*') {
             if wanted.parse::<std::net::IpAddr>().is_err() {
-                let names = all.iter().map(|(name, _)| name.as_str());
-                return Err(CliError::usage(format!(
-                    "this host has no interface {wanted:?} with an address"
-                ))
-                .hint(crate::config::layers::nearest_hint(wanted, names, "interface")));
+                return Err(no_interface(wanted, &all));
             }
             found.push(wanted.clone());
         }
+    }
+    if found.is_empty() {
+        return Err(no_interface(&interfaces.join(", "), &all));
     }
     Ok(found)
 }
@@ -290,6 +301,12 @@ fn block_shape(endpoint: &EndpointConfig, shape: &ShapeConfig, slots: &SlotPlan)
         },
         node: local.then(|| pf_pilot::local_capacity(slots)),
     }
+}
+
+fn no_interface(wanted: &str, all: &[(String, std::net::IpAddr)]) -> CliError {
+    let names = all.iter().map(|(name, _)| name.as_str());
+    CliError::usage(format!("this host has no interface {wanted:?} with an address"))
+        .hint(crate::config::layers::nearest_hint(wanted, names, "interface"))
 }
 
 fn relay_state(config: &Config, endpoint: &str) -> PathBuf {
@@ -343,11 +360,13 @@ fn relay_listen(config: &Config) -> Result<Option<RelayListen>> {
     Ok(listen)
 }
 
-fn host_name() -> String {
+/// Name of this host.
+pub fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
 }
 
-fn user_name() -> String {
+/// Name of the user that this process is.
+pub fn user_name() -> String {
     let uid = nix::unistd::geteuid();
     let known = nix::unistd::User::from_uid(uid).ok().flatten();
     known.map_or_else(|| uid.to_string(), |user| user.name)

@@ -61,9 +61,7 @@ async fn start(context: &Context, client: &Client) -> Result<()> {
         tokio::time::sleep(POLL_EVERY).await;
     }
     context.output.say(format!("started a broker (pid {}, log {})", daemon.id(), log_path.display()));
-    if let Some(warning) = logout_warning(context, Path::new("/")) {
-        context.output.say(format!("warning: {warning}"));
-    }
+    warn_of_login_rules(context);
     Ok(())
 }
 
@@ -106,41 +104,15 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n    ")
 }
 
-/// The rule of this system that will end the daemon at logout, if there is one. `root` is `/` but in tests.
-fn logout_warning(context: &Context, root: &Path) -> Option<String> {
-    if !root.join("run/systemd/system").exists() {
-        return None;
+/// Says which rules of this login node would end or hinder the daemon.
+pub fn warn_of_login_rules(context: &Context) {
+    let user = context.surroundings.var("USER").unwrap_or("USER");
+    let profiles = &context.config.settings.profiles;
+    let centre = profiles.values().filter_map(|found| crate::login::policy(&found.name, &found.profile));
+    let rules = crate::login::System::here(user).rules().into_iter().filter(|r| r.ends).chain(centre);
+    for rule in rules {
+        context.output.say(format!("warning: {}. {}", rule.words, rule.hint));
     }
-    let mut kills = None;
-    let main = root.join("etc/systemd/logind.conf");
-    let mut files = vec![main];
-    let mut extra: Vec<_> = std::fs::read_dir(root.join("etc/systemd/logind.conf.d"))
-        .map(|entries| {
-            entries
-                .filter_map(|e| e.ok().map(|e| e.path()))
-                .filter(|p| p.extension().is_some_and(|e| e == "conf"))
-                .collect()
-        })
-        .unwrap_or_default();
-    extra.sort();
-    files.append(&mut extra);
-    for file in files {
-        for line in std::fs::read_to_string(&file).unwrap_or_default().lines() {
-            if let Some(value) = line.trim().strip_prefix("KillUserProcesses=") {
-                let yes = ["yes", "true", "1", "on"].contains(&value.trim().to_lowercase().as_str());
-                kills = yes.then(|| file.clone());
-            }
-        }
-    }
-    let file = kills?;
-    let user = context.surroundings.var("USER").unwrap_or("USER").to_owned();
-    if root.join("var/lib/systemd/linger").join(&user).exists() {
-        return None;
-    }
-    Some(format!(
-        "it will end with your login: {} says KillUserProcesses=yes, and you do not linger. `loginctl enable-linger {user}` lets it live",
-        file.display()
-    ))
 }
 
 /// `pf broker ..`.
@@ -281,39 +253,4 @@ pub async fn relay(context: &Context, verb: RelayVerb) -> Result<Exit> {
         RelayVerb::Run(args) => super::chain::run_relay(context, &args).await?,
     }
     Ok(Exit::Ok)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Config, Sources, Surroundings};
-    use crate::output::Output;
-
-    #[test]
-    fn a_system_that_kills_at_logout_is_named() {
-        let root = tempfile::tempdir().expect("temporary folder");
-        let env = [("HOME", "/home/u"), ("USER", "ann")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let surroundings = Surroundings { env, uid: 1000 };
-        let config = Config::load(&surroundings, &Sources::default()).expect("config");
-        let output = Output { json: false, quiet: true, colour: false, live: false };
-        let context = Context { config, output, surroundings, config_flag: None };
-        let warning = || logout_warning(&context, root.path());
-        assert_eq!(warning(), None);
-        std::fs::create_dir_all(root.path().join("run/systemd/system")).expect("mkdir");
-        std::fs::create_dir_all(root.path().join("etc/systemd/logind.conf.d")).expect("mkdir");
-        std::fs::write(root.path().join("etc/systemd/logind.conf"), "#KillUserProcesses=yes\n")
-            .expect("write");
-        assert_eq!(warning(), None);
-        std::fs::write(
-            root.path().join("etc/systemd/logind.conf.d/site.conf"),
-            "[Login]\nKillUserProcesses=yes\n",
-        )
-        .expect("write");
-        assert!(warning().is_some_and(
-            |w| w.contains("site.conf says KillUserProcesses=yes") && w.contains("enable-linger ann")
-        ));
-        std::fs::create_dir_all(root.path().join("var/lib/systemd/linger")).expect("mkdir");
-        std::fs::File::create(root.path().join("var/lib/systemd/linger/ann")).expect("write");
-        assert_eq!(warning(), None);
-    }
 }

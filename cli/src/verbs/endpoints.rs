@@ -4,9 +4,10 @@ use crate::Context;
 use crate::args::manage::{BlockArgs, EndpointAddArgs};
 use crate::args::{BlockVerb, EndpointVerb};
 use crate::client::{Again, Body, Client, escape};
-use crate::config::layers::{PROFILES, nearest_hint};
+use crate::config::layers::nearest_hint;
 use crate::config::register::{ENDPOINT_SECTION, KEYS, Key};
 use crate::config::value::Value;
+use crate::config::{Settings, profiles};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
 use crate::output::table::{count, table};
@@ -38,6 +39,7 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
         }
         EndpointVerb::Start { name } | EndpointVerb::Resume { name } => {
             client.endpoint_verb(&name, "resume", &nothing).await?;
+            super::daemon::warn_of_login_rules(context);
             done(context, &name, "takes tasks")?;
         }
         EndpointVerb::Pause { name } => {
@@ -82,9 +84,11 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
         done(context, &args.name, "is known; the relay with that key may serve it")?;
         return Ok(Exit::Ok);
     }
-    if !PROFILES.iter().any(|p| p.0 == args.profile) {
+    let mut sources = context.surroundings.sources(context.config_flag.as_deref())?;
+    let known = profiles::names(&sources.profiles);
+    if !known.contains(&args.profile) {
         let error = CliError::usage(format!("there is no site profile {:?}", args.profile));
-        return Err(error.hint(nearest_hint(&args.profile, PROFILES.iter().map(|p| p.0), "profile")));
+        return Err(error.hint(nearest_hint(&args.profile, known.iter().map(String::as_str), "profile")));
     }
     if context.config.endpoints.contains_key(&args.name) {
         return Err(CliError::new(Exit::Refused, format!("endpoint {} exists already", args.name))
@@ -97,7 +101,8 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
     }
     // The whole is loaded as it will be before a byte is written.
     let before = std::fs::read_to_string(&path).unwrap_or_default();
-    crate::config::Settings::default().add_text(&format!("{before}{section}"), &path, false)?;
+    sources.edited = Some((path.clone(), format!("{before}{section}")));
+    Settings::load(&sources)?;
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;

@@ -11,6 +11,7 @@ pub mod passed;
 mod run;
 mod run_place;
 mod serve;
+pub mod site;
 mod wait;
 
 use crate::Context;
@@ -35,6 +36,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<Exit> {
         Verb::Broker(verb) => daemon::broker(context, verb).await,
         Verb::Relay(verb) => daemon::relay(context, verb).await,
         Verb::Config(crate::args::ConfigVerb::Show) => manage::config_show(context),
+        Verb::Site(verb) => site::site(context, verb).await,
         Verb::Serve(args) => serve::serve(context, &args).await,
         Verb::Completions { .. } | Verb::Pilot(_) | Verb::Manager(_) | Verb::Rank(_) | Verb::Local(_) => {
             Err(CliError::internal("this verb is dispatched before the configuration is read"))
