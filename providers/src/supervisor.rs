@@ -16,6 +16,7 @@ rm -f "$end"
 pilot='' told=''
 finish() {{
     code=$?
+    trap '' TERM INT HUP USR1 USR2
     trap - EXIT
     if [ "$code" -gt 128 ]; then how="signal $((code - 128))"; else how="code $code"; fi
     printf '%s\n' "$how" >"$end.new" && mv "$end.new" "$end"
@@ -34,7 +35,7 @@ trap finish EXIT
 }
 
 /// What comes after them. A shell's `wait` is cut short by a signal that has a trap: then it is asked again; a process that was waited for
-/// already is 127 to some shells, and tells nothing new.
+/// already is 127 to some shells, and one that a signal hit before it became the pilot is -1 to bash 5.2: both tell nothing new.
 pub(crate) fn after_setup(dir: &str, program: &str) -> String {
     let ticket = quoted(&format!("{dir}/ticket.json"));
     let (dir, program) = (quoted(dir), quoted(program));
@@ -51,7 +52,7 @@ while :; do
     told=''
     wait "$pilot"
     got=$?
-    [ "$got" -eq 127 ] || code=$got
+    case $got in -* | 127) ;; *) code=$got ;; esac
     [ -n "$told" ] || break
 done
 exit "$code"

@@ -15,6 +15,8 @@ mod logs;
 mod node;
 mod options;
 mod proc;
+pub mod rates;
+mod scheduler;
 mod work;
 
 pub use error::RelayError;

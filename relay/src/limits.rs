@@ -8,6 +8,27 @@ pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 /// The command that tells the make of a scheduler may take this long: it asks no server, and the relay waits for it.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// A submit may take this long: sbatch alone tries for two minutes when the queue is full, and one that was killed may have been taken.
+pub const SUBMIT_TIME_MAX: Duration = Duration::from_secs(180);
+
+/// Blocks that are looked up one by one after a status that does not list them.
+pub const LOOKUPS_A_POLL_MAX: usize = 20;
+
+/// Longest pause between two lookups of one block; it doubles up to this.
+pub const LOOKUP_PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// A block that is not known to any source in so many lookups, and for so long, is over. One listing may lack it by chance.
+pub const GONE_LOOKUPS: u32 = 3;
+
+/// See [`GONE_LOOKUPS`].
+pub const GONE_AFTER: Duration = Duration::from_secs(60);
+
+/// Bytes of the supervisor's file that are read: it is one short line.
+pub const END_BYTES_MAX: u64 = 256;
+
+/// Bytes of a kept status: both streams of the command, each byte escaped at the worst.
+pub const STATUS_BYTES_MAX: u64 = 64 << 20;
+
 /// Bytes of each of a command's streams that are kept: a status of thousands of blocks fits.
 pub const COMMAND_OUTPUT_BYTES_MAX: usize = 4 << 20;
 

@@ -111,7 +111,7 @@ impl RelayNode {
             user: options.user.clone(),
         })?;
         options.scaling.unclear_ms = provider.submit_shows_within_ms();
-        options.scaling.poll_ms = provider.poll_ms();
+        options.scaling.poll_ms = options.poll_ms.unwrap_or(provider.poll_ms());
         let keys = KeyPair::load_or_generate(&key_path(&options.state_dir))?;
         let roster = load_roster(&options)?;
         let desk = Arc::new(Desk::default());

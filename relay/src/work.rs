@@ -1,20 +1,21 @@
-//! What must not hold up the reactor: scheduler commands in one thread, files in another. Orders go in, inputs of the core come back through
+//! What must not hold up the reactor: scheduler commands in threads of their own (`scheduler`), files in another. Orders go in, inputs of the core come back through
 //! the waker. Orders of one kind are carried out in order.
 
 use crate::blockdir::{self, Address};
-use crate::command::{self, CommandError};
 use crate::error::RelayError;
-use crate::files::{replace, write_script};
+use crate::files::replace;
 use crate::logs;
 use crate::options::RelayOptions;
+use crate::rates::Rates;
+use crate::scheduler::Scheduler;
 use pf_protocol::message::AnswerWhat;
 use pf_protocol::{BlockId, TaskId};
-use pf_providers::{BlockRequest, KnownBlock, Output, Plan, Provider, ProviderError};
-use pf_relay_core::{BlockRecord, Input, Roster, Seen, SubmitResult};
+use pf_providers::Provider;
+use pf_relay_core::{BlockRecord, Input, Roster};
 use pf_transport::{AllowList, PublicKey, Waker};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Something to do. Bounded by the core: one query, one roster and one read of spools a block are under way at a time.
@@ -30,7 +31,7 @@ pub(crate) enum Order {
     ReadBlockLog { ask: u64, record: BlockRecord },
 }
 
-/// What both threads share with the node.
+/// What the threads share with the node.
 #[derive(Default)]
 pub(crate) struct Desk {
     done: Mutex<Vec<Input>>,
@@ -67,9 +68,11 @@ impl Desk {
     }
 }
 
-/// The two threads. They end when this is dropped, after what they are doing.
+/// The threads. They end when this is dropped, after what they are doing.
 pub(crate) struct Work {
-    scheduler: Sender<Order>,
+    submits: Sender<Order>,
+    queries: Sender<Order>,
+    cancels: Sender<Order>,
     files: Sender<Order>,
 }
 
@@ -79,20 +82,33 @@ impl Work {
         provider: Box<dyn Provider>,
         desk: &Arc<Desk>,
     ) -> Result<Work, RelayError> {
-        let clerk = |name: &str, provider: Option<Box<dyn Provider>>| {
-            let (sender, orders) = channel();
-            let clerk = Clerk { options: options.clone(), desk: desk.clone() };
-            let body = move || clerk.work(&orders, provider.as_deref());
-            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
-            thread.map(|_| sender).map_err(RelayError::Thread)
+        let rates = Rates {
+            dir: options.rates_dir.clone(),
+            poll_ms: options.poll_ms.unwrap_or(provider.poll_ms()),
+            submit_ms: options.submit_ms.unwrap_or(provider.submit_ms()),
         };
-        Ok(Work { scheduler: clerk("pf-scheduler", Some(provider))?, files: clerk("pf-files", None)? })
+        let scheduler = Arc::new(Scheduler {
+            options: options.clone(),
+            desk: desk.clone(),
+            provider,
+            rates,
+            submitted: Mutex::default(),
+        });
+        let clerk = Clerk { options: options.clone(), desk: desk.clone() };
+        Ok(Work {
+            submits: scheduler_thread("pf-submit", &scheduler)?,
+            queries: scheduler_thread("pf-status", &scheduler)?,
+            cancels: scheduler_thread("pf-cancel", &scheduler)?,
+            files: thread("pf-files", move |order| clerk.file_work(order))?,
+        })
     }
 
     /// Gives an order to the thread whose business it is.
     pub fn order(&self, order: Order) {
         let to = match &order {
-            Order::Submit { .. } | Order::Query { .. } | Order::Cancel { .. } => &self.scheduler,
+            Order::Submit { .. } => &self.submits,
+            Order::Query { .. } => &self.queries,
+            Order::Cancel { .. } => &self.cancels,
             _ => &self.files,
         };
         if to.send(order).is_err() {
@@ -101,115 +117,33 @@ impl Work {
     }
 }
 
+/// A thread that carries out one order after another.
+fn thread(name: &str, mut work: impl FnMut(Order) + Send + 'static) -> Result<Sender<Order>, RelayError> {
+    let (sender, orders) = channel();
+    let thread = std::thread::Builder::new().name(name.into());
+    let thread = thread.spawn(move || orders.into_iter().for_each(&mut work));
+    thread.map(|_| sender).map_err(RelayError::Thread)
+}
+
+fn scheduler_thread(name: &str, scheduler: &Arc<Scheduler>) -> Result<Sender<Order>, RelayError> {
+    let scheduler = scheduler.clone();
+    let mut missing = BTreeMap::new();
+    thread(name, move |order| match order {
+        Order::Submit { record, address } => scheduler.submit(&record, &address),
+        Order::Query { blocks } => scheduler.query(&blocks, &mut missing),
+        Order::Cancel { record } => scheduler.cancel(&record),
+        _ => tracing::error!("an order for the files came to a thread of the scheduler"),
+    })
+}
+
 struct Clerk {
     options: Arc<RelayOptions>,
     desk: Arc<Desk>,
 }
 
 impl Clerk {
-    fn work(&self, orders: &Receiver<Order>, provider: Option<&dyn Provider>) {
-        for order in orders {
-            match (order, provider) {
-                (Order::Submit { record, address }, Some(provider)) => {
-                    self.submit(provider, &record, &address)
-                }
-                (Order::Query { blocks }, Some(provider)) => {
-                    let seen = self.query(provider, &blocks);
-                    self.desk.put(Input::Blocks { seen });
-                }
-                (Order::Cancel { record }, Some(provider)) => {
-                    let result = self.cancel(provider, &record);
-                    self.desk.put(Input::BlockCancelled { block: record.block, result });
-                }
-                (order, _) => self.file_work(order),
-            }
-        }
-    }
-
-    fn submit(&self, provider: &dyn Provider, record: &BlockRecord, address: &Address) {
-        let result = match blockdir::prepare(&self.options, record, address) {
-            Ok(key) => {
-                self.desk.let_in(record.block, key);
-                self.run_submit(provider, record)
-            }
-            Err(error) => SubmitResult::Refused(chain(&error)),
-        };
-        self.desk.put(Input::Submitted { block: record.block, result });
-    }
-
-    fn run_submit(&self, provider: &dyn Provider, record: &BlockRecord) -> SubmitResult {
-        let mut asks = self.options.asks.get(&record.shape).cloned().unwrap_or_default();
-        if record.account.is_some() {
-            asks.account.clone_from(&record.account);
-        }
-        let request = BlockRequest {
-            name: record.name.clone(),
-            dir: self.dir(record).to_string_lossy().into_owned(),
-            program: self.options.program.to_string_lossy().into_owned(),
-            nodes: record.nodes,
-            walltime_ms: record.walltime_ms,
-            exclude: if provider.can_exclude() { record.exclude.clone() } else { Vec::new() },
-            asks,
-        };
-        let plan = match provider.submit(&request) {
-            Ok(plan) => plan,
-            Err(error) => return SubmitResult::Refused(error.to_string()),
-        };
-        let output = match self.run(&plan, record) {
-            Ok(output) => output,
-            Err(Failure::Timeout(words)) => return SubmitResult::Unclear(words),
-            Err(Failure::NotRun(words)) => return SubmitResult::Refused(words),
-        };
-        match provider.submitted(&output) {
-            Ok(id) => SubmitResult::Accepted(id),
-            Err(ProviderError::Later(words)) => SubmitResult::Later(words),
-            Err(ProviderError::NotUnderstood(words)) => SubmitResult::Unclear(words),
-            Err(error) => SubmitResult::Refused(error.to_string()),
-        }
-    }
-
-    fn query(&self, provider: &dyn Provider, blocks: &[BlockRecord]) -> Result<Vec<Seen>, String> {
-        let known: Vec<KnownBlock> = blocks.iter().map(|b| self.known(b)).collect();
-        let output = command::run(&provider.status(&known), None).map_err(|e| chain(&e))?;
-        let seen = provider.observed(&output).map_err(|e| chain(&e))?;
-        let seen = seen.into_iter().map(|o| Seen {
-            scheduler_id: o.id,
-            name: o.name,
-            state: o.state,
-            walltime_left_ms: o.walltime_left_ms,
-            restarts: o.restarts,
-        });
-        Ok(seen.collect())
-    }
-
-    fn cancel(&self, provider: &dyn Provider, record: &BlockRecord) -> Result<(), String> {
-        let plan = provider.cancel(&self.known(record), 0).map_err(|e| chain(&e))?;
-        let output = command::run(&plan, None).map_err(|e| chain(&e))?;
-        provider.cancelled(&output).map_err(|e| chain(&e))
-    }
-
-    fn known(&self, record: &BlockRecord) -> KnownBlock {
-        KnownBlock {
-            name: record.name.clone(),
-            id: record.scheduler_id.clone(),
-            dir: self.dir(record).to_string_lossy().into_owned(),
-        }
-    }
-
     fn dir(&self, record: &BlockRecord) -> PathBuf {
         blockdir::path(&self.options, record.block)
-    }
-
-    fn run(&self, plan: &Plan, record: &BlockRecord) -> Result<Output, Failure> {
-        let script = plan.script.as_ref().map(|(name, text)| (self.dir(record).join(name), text));
-        if let Some((path, text)) = &script {
-            write_script(path, text).map_err(|e| Failure::NotRun(chain(&e)))?;
-        }
-        let stdin = script.filter(|_| plan.script_on_stdin).map(|(path, _)| path);
-        command::run(plan, stdin.as_deref()).map_err(|error| match &error {
-            CommandError::Timeout { .. } => Failure::Timeout(chain(&error)),
-            CommandError::Start { .. } => Failure::NotRun(chain(&error)),
-        })
     }
 
     fn file_work(&self, order: Order) {
@@ -255,14 +189,6 @@ impl Clerk {
             }
         }
     }
-}
-
-/// A command without an answer.
-enum Failure {
-    /// It may have done its work.
-    Timeout(String),
-    /// It did not.
-    NotRun(String),
 }
 
 /// An error with its causes.

@@ -17,7 +17,8 @@ impl Relay {
     }
 
     pub(crate) fn poll_blocks(&mut self) {
-        let lost = self.blocks.polling_since.is_some_and(|since| self.now >= since + POLL_LOST_US);
+        let patience = POLL_LOST_US + 2 * self.config.scaling.poll_ms * 1_000;
+        let lost = self.blocks.polling_since.is_some_and(|since| self.now >= since + patience);
         if (self.blocks.polling_since.is_some() && !lost) || self.now < self.blocks.poll_at {
             return;
         }
@@ -33,9 +34,9 @@ impl Relay {
         if blocks.is_empty() {
             return;
         }
+        let poll_us = self.config.scaling.poll_ms * 1_000;
         let calm = self.blocks.live().all(|b| b.pilot_conn.is_some() && b.drain.is_none() && b.fresh);
-        self.blocks.poll_at =
-            self.now + if calm { POLL_CALM_US } else { self.config.scaling.poll_ms * 1_000 };
+        self.blocks.poll_at = self.now + if calm { POLL_CALM_US.max(poll_us) } else { poll_us };
         self.blocks.polling_since = Some(self.now);
         self.effects.push(Effect::QueryBlocks { blocks });
     }
@@ -70,6 +71,8 @@ impl Relay {
                 block.ends_at = Some(self.now.saturating_add(left.saturating_mul(1_000)));
             }
             match &found.state {
+                // Its pilot speaks: that nobody else knows the block is no proof of its end.
+                BlockState::Ended(BlockEnd::Unknown(_)) if block.pilot_conn.is_some() => {}
                 BlockState::Ended(end) => self.block_over(id, end.clone()),
                 BlockState::Impossible(words) => {
                     block.record.state = found.state.clone();

@@ -58,8 +58,9 @@ pub const STOP_LOOK_US: u64 = 20_000;
 /// The scheduler is asked this often while all blocks run and are heard, microseconds.
 pub const POLL_CALM_US: u64 = 10_000_000;
 
-/// A scheduler command that was not answered for this long is asked again, microseconds: above the shell's own timeout.
-pub const POLL_LOST_US: u64 = 120_000_000;
+/// A status that was not answered for this long beyond two poll intervals is asked again, microseconds: above the shell's own timeouts for
+/// it and for the lookups that follow.
+pub const POLL_LOST_US: u64 = 600_000_000;
 
 /// Walltime that a block which has not begun is believed to lose until its managers run, milliseconds, unless more was measured: a task that
 /// needs all of a block's walltime would never start, and blocks would come and go for it for ever.
