@@ -1,5 +1,6 @@
 //! Tests that cross crates: simulation, end-to-end, house rules. The code that they share is here; the tests are in `tests/tests/`.
 
+pub mod emulated;
 pub mod notes;
 pub mod ranks;
 pub mod sim;
