@@ -234,7 +234,29 @@ fn every_profile_makes_an_endpoint() {
         let sources = sources(folder.path(), "", &format!("[endpoints.x]\nprofile = {name:?}\n"), &[]);
         let config = Config::load(&surroundings(&vars), &sources)
             .unwrap_or_else(|e| panic!("{name}: {}", e.lines().join("\n")));
-        assert_eq!(config.endpoints["x"].provider, profile.scheduler());
+        let endpoint = &config.endpoints["x"];
+        assert_eq!(endpoint.provider, profile.scheduler());
+        // The scheduler can be told all that the profile asks for.
+        let config = pf_providers::ProviderConfig {
+            name: endpoint.provider.clone(),
+            dialect: endpoint.dialect.clone(),
+            program: "/pf".into(),
+            user: "u".into(),
+        };
+        let provider = pf_providers::provider(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let shape = &endpoint.shapes[0];
+        let request = pf_providers::BlockRequest {
+            name: "b".into(),
+            dir: "/d".into(),
+            program: "/pf".into(),
+            nodes: shape.nodes_per_block,
+            walltime_ms: shape.walltime_ms,
+            asks: shape.asks.clone(),
+            ..pf_providers::BlockRequest::default()
+        };
+        if let Err(error) = provider.submit(&request) {
+            panic!("{name}: {error}");
+        }
     }
 }
 
