@@ -7,7 +7,7 @@ use crate::limits;
 use crate::loader::Loader;
 use crate::storage::{Storage, StorageEvent};
 use bytes::Bytes;
-use pf_broker_core::{Broker, Caller, Config, Effect, Input, Refusal, Reply, Request, StreamBatch};
+use pf_broker_core::{Broker, Caller, Config, Effect, Input, PutError, Refusal, Reply, Request, StreamBatch};
 use pf_protocol::ids::OwnerId;
 use pf_store::Options;
 use pf_transport::{AllowList, CloseReason, Conn, Node, Outbox, Peer, PublicKey, Waker, now_us};
@@ -102,7 +102,7 @@ pub struct BrokerNode {
     allow: AllowList,
     allowed: BTreeSet<[u8; 32]>,
     /// What the core was told of the store's state last.
-    refusing: Option<String>,
+    refusing: Option<PutError>,
     stopping: bool,
     local_endpoints: Vec<String>,
 }
@@ -263,7 +263,7 @@ impl BrokerNode {
         let refusing = self.storage.refusing();
         if refusing != self.refusing {
             if let Some(why) = &refusing {
-                tracing::warn!(why, "new work is refused");
+                tracing::warn!(%why, "new work is refused");
             }
             self.refusing.clone_from(&refusing);
             self.feed(now, Input::Pressure(refusing), out);

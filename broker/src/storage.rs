@@ -88,12 +88,12 @@ impl Storage {
     }
 
     /// Why new work is refused now.
-    pub fn refusing(&self) -> Option<String> {
+    pub fn refusing(&self) -> Option<PutError> {
         match self.store.admit() {
             Ok(()) => None,
             // Its figure would change with every call.
-            Err(StoreError::Busy { .. }) => Some("the disk is behind".into()),
-            Err(error) => Some(error.to_string()),
+            Err(StoreError::Busy { .. }) => Some(PutError::Busy("the disk is behind".into())),
+            Err(error) => Some(put_error(&error)),
         }
     }
 
@@ -140,11 +140,15 @@ impl Storage {
 
 impl Blobs for Storage {
     fn put(&mut self, job: JobId, class: Class, bytes: &[u8]) -> Result<BlobRef, PutError> {
-        self.store.blob_put(job.0, store_class(class), bytes).map_err(|error| match error {
-            StoreError::Full { .. } => PutError::Full(error.to_string()),
-            // A store that has failed says so by itself; this request is simply not taken.
-            _ => PutError::Busy(error.to_string()),
-        })
+        self.store.blob_put(job.0, store_class(class), bytes).map_err(|error| put_error(&error))
+    }
+}
+
+fn put_error(error: &StoreError) -> PutError {
+    match error {
+        StoreError::Full { .. } => PutError::Full(error.to_string()),
+        // A store that has failed says so by itself; this request is simply not taken.
+        _ => PutError::Busy(error.to_string()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a task to the process that will run it: substitution, environment, directories, files. Used by the spawner threads.
 
 use crate::gpus::GpuEnv;
+use crate::programs::{DEFAULT_PATH, Programs};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pf_launcher::ranks::is_of_a_program;
 use pf_manager_core::StartCommand;
@@ -11,13 +12,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// Where programs are looked for when nothing says so.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What all tasks of a manager share.
 #[derive(Debug)]
@@ -32,6 +29,8 @@ pub(crate) struct Context {
     pub worker_py: PathBuf,
     /// How GPUs are shown to a task.
     pub gpus: GpuEnv,
+    /// Where programs were found.
+    pub programs: Programs,
 }
 
 impl Context {
@@ -131,7 +130,11 @@ pub(crate) fn prepare(start: &StartCommand, context: &Context) -> Result<Prepare
             "feed such items to standard input",
         ));
     }
-    let path = find_program(program, env.get(OsStr::new("PATH")).map(OsString::as_os_str), cwd.as_deref())?;
+    let path = context.programs.find(
+        program,
+        env.get(OsStr::new("PATH")).map(OsString::as_os_str),
+        cwd.as_deref(),
+    )?;
     let mut command = Command::new(path);
     command.arg0(program).args(&argv[1..]).env_clear().envs(&env).process_group(0);
     if let Some(cwd) = &cwd {
@@ -210,41 +213,6 @@ fn directory(
     Ok(cwd)
 }
 
-/// The file to execute. Looked for here so that spawning never has to fork, and so that the error is for people.
-pub(crate) fn find_program(
-    program: &OsStr,
-    path: Option<&OsStr>,
-    cwd: Option<&Path>,
-) -> Result<PathBuf, ErrorDetail> {
-    let name = program.to_string_lossy();
-    let executable = |file: &Path| {
-        std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    if program.as_bytes().contains(&b'/') {
-        let file = cwd.map_or_else(|| PathBuf::from(program), |cwd| cwd.join(program));
-        return match std::fs::metadata(&file) {
-            Ok(_) if executable(&file) => Ok(file),
-            Ok(_) => Err(refused(
-                format!("{name} cannot be executed"),
-                "check that it is a file and has the x permission",
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(refused(
-                format!("command not found: {name}"),
-                "the file must exist on the node where the task runs",
-            )),
-            Err(e) => Err(refused(format!("command {name}: {e}"), "check the permissions of its folders")),
-        };
-    }
-    let path = path.unwrap_or_else(|| OsStr::new(DEFAULT_PATH));
-    let found = std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| executable(file));
-    found.ok_or_else(|| {
-        refused(
-            format!("command not found: {name}"),
-            "it is in no folder of PATH on the node where the task runs; give its whole path, or set PATH for the job",
-        )
-    })
-}
-
 fn standard_input(body: &CommandBody, item: &[u8]) -> Result<Stdio, ErrorDetail> {
     if !body.item_on_stdin {
         return Ok(Stdio::null());
@@ -319,16 +287,5 @@ mod tests {
         let values =
             Values { index: String::new(), job: String::new(), attempt: String::new(), item: b"\xff\x01" };
         assert_eq!(values.fill("<{item}>").as_bytes(), b"<\xff\x01>");
-    }
-
-    #[test]
-    fn programs_are_found_or_the_error_says_where_they_were_looked_for() {
-        assert!(find_program(OsStr::new("sh"), None, None).is_ok());
-        let error = find_program(OsStr::new("no-such-program"), None, None).unwrap_err();
-        assert_eq!(error.message, "command not found: no-such-program");
-        assert!(error.hint.unwrap().contains("PATH"));
-        let error = find_program(OsStr::new("/etc/passwd"), None, None).unwrap_err();
-        assert_eq!(error.message, "/etc/passwd cannot be executed");
-        assert!(find_program(OsStr::new("./sh"), None, Some(Path::new("/bin"))).is_ok());
     }
 }

@@ -29,6 +29,24 @@ pub(crate) const WORKER_PIPE_BYTES: i32 = 1 << 20;
 /// Threads that spawn: more do not help, since the kernel serialises much of it.
 pub(crate) const SPAWNERS_MAX: usize = 4;
 
+/// How often it is looked what memory tasks have that said how much they need, µs: seldom enough to cost nothing, and in half a second few
+/// programs fill a node.
+pub(crate) const MEMORY_LOOK_US: u64 = 500_000;
+
+/// Requests among which a spawner looks for one that wants the CPUs it is bound to: moving to others costs some tens of microseconds, and
+/// nobody is passed over by more than this.
+pub(crate) const BOUND_LOOK_AHEAD: usize = 8;
+
+/// How long the place of a program in PATH is believed without a new search: on a shared file system a search for each task would be its
+/// heaviest load.
+pub(crate) const PROGRAM_KNOWN: Duration = Duration::from_secs(2);
+
+/// Programs whose place is remembered.
+pub(crate) const PROGRAMS_MAX: usize = 1_024;
+
+/// A task's output pipes are watched from this age on, µs: until then they hold what it writes, or it waits this long once.
+pub(crate) const WATCH_AFTER_US: u64 = 10_000;
+
 /// How often left-over processes of tasks are looked for after a task has ended, µs.
 pub(crate) const SWEEP_US: u64 = 100_000;
 

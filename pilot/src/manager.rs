@@ -5,6 +5,7 @@ use crate::files::{Files, Places};
 use crate::limits::MANAGER_BEFORE_PILOT_MS;
 use crate::node::{ManagerNode, Parts};
 use crate::output::OutputLog;
+use crate::programs::Programs;
 use crate::spawn::Spawners;
 use crate::{environment, guard, node_shape, process, ticket};
 use pf_launcher::NODE_NAME_VARIABLE;
@@ -122,6 +123,7 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
         work_dir: PathBuf::from(&ticket.work_dir),
         python: ticket.python.clone(),
         worker_py: scratch.worker_py.clone(),
+        programs: Programs::default(),
         gpus,
     };
 

@@ -3,8 +3,10 @@
 use crate::capture::{Drained, Kept, drain};
 use crate::children::{Children, End, signal_group};
 use crate::limits::{LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US};
+use crate::memory::MemoryWatch;
 use crate::oom::OomWatch;
 use crate::output::OutputLog;
+use crate::outputs::Outputs;
 use crate::polls::{poll, stream_of, worker_flags};
 use crate::spawn::{Process, Request, Spawned, Spawners, Who};
 use crate::ticket;
@@ -13,7 +15,7 @@ use crate::worker::WorkerProcess;
 use bytes::Bytes;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
-use pf_manager_core::{Effect, Input, ManagerCore, ProcessEnd, ProcessStatus, WorkerEnd};
+use pf_manager_core::{Effect, Input, ManagerCore, OutOfMemory, ProcessEnd, ProcessStatus, WorkerEnd};
 use pf_protocol::outlog::{self, Stream};
 use pf_protocol::{AttemptId, TaskId};
 use pf_transport::{CloseReason, Conn, Node, Outbox};
@@ -28,7 +30,8 @@ const OUTPUTS: u64 = 3;
 /// One output stream of a command.
 struct Pipe {
     fd: OwnedFd,
-    token: u64,
+    /// Set once it is watched.
+    token: Option<u64>,
     kept: Kept,
 }
 
@@ -56,15 +59,14 @@ pub(crate) struct ManagerNode {
     parts: Parts,
     children: Children,
     oom: OomWatch,
+    memory: MemoryWatch,
     /// Requests to the spawners that are not answered.
     asked: BTreeSet<u64>,
     commands: HashMap<AttemptId, CommandProcess>,
     workers: HashMap<u32, WorkerProcess>,
     worker_polls: Epoll,
-    output_polls: Epoll,
-    outputs: HashMap<u64, (AttemptId, usize)>,
+    outputs: Outputs,
     outputs_watched: bool,
-    last_token: u64,
     buffer: Vec<u8>,
     core_timer: Option<u64>,
     sweep_at: Option<u64>,
@@ -81,14 +83,13 @@ impl ManagerNode {
             parts,
             children: Children::default(),
             oom: OomWatch::new(),
+            memory: MemoryWatch::default(),
             asked: BTreeSet::new(),
             commands: HashMap::new(),
             workers: HashMap::new(),
             worker_polls: Epoll::new(flags)?,
-            output_polls: Epoll::new(flags)?,
-            outputs: HashMap::new(),
+            outputs: Outputs::new()?,
             outputs_watched: true,
-            last_token: 0,
             buffer: Vec::new(),
             core_timer: None,
             sweep_at: None,
@@ -123,6 +124,7 @@ impl ManagerNode {
                 let command =
                     CommandProcess { task, pid: None, pipes: [None, None], closed: Default::default() };
                 self.commands.insert(start.attempt, command);
+                self.memory.allow(Who::Attempt(start.attempt), start.job.spec.resources.memory_bytes);
                 self.asked.insert(self.parts.spawners.ask(Request::Command(start)));
             }
             Effect::SignalCommand { attempt, signal } => {
@@ -134,7 +136,10 @@ impl ManagerNode {
                 self.workers.insert(start.worker, WorkerProcess::new());
                 self.asked.insert(self.parts.spawners.ask(Request::Worker(start)));
             }
-            Effect::WorkerJob { worker, slot, job } => self.with_worker(worker, |w| w.tell_job(slot, &job)),
+            Effect::WorkerJob { worker, slot, job } => {
+                self.memory.allow(Who::Worker(worker), job.spec.resources.memory_bytes);
+                self.with_worker(worker, |w| w.tell_job(slot, &job));
+            }
             Effect::WorkerTasks { worker, tasks } => {
                 self.with_worker(worker, |w| w.tell_tasks(&tasks));
                 self.write_to(worker);
@@ -195,11 +200,15 @@ impl ManagerNode {
 
     fn on_spawned(&mut self, now: u64, spawned: Spawned, out: &mut Outbox) {
         self.asked.remove(&spawned.seq);
+        match &spawned.process {
+            Ok(process) => self.memory.began(now, spawned.who, process.pid),
+            Err(_) => drop(self.memory.ended(spawned.who)),
+        }
         let answered = self.asked.first().map_or(u64::MAX, |first| first - 1);
         match (spawned.who, spawned.process) {
             (Who::Attempt(attempt), Ok(process)) => {
                 let early = self.children.add(process.pid, spawned.who, spawned.seq);
-                self.begin_command(attempt, process);
+                self.begin_command(now, attempt, process);
                 self.give(now, Input::CommandStarted { attempt }, out);
                 if let Some(end) = early {
                     self.on_ended(now, spawned.who, end, out);
@@ -224,17 +233,25 @@ impl ManagerNode {
         self.children.forget_early(answered);
     }
 
-    fn begin_command(&mut self, attempt: AttemptId, process: Process) {
+    fn begin_command(&mut self, now: u64, attempt: AttemptId, process: Process) {
         let Some(command) = self.commands.get_mut(&attempt) else { return };
         command.pid = Some(process.pid);
         for (n, fd) in [process.stdout, process.stderr].into_iter().enumerate() {
-            let Some(fd) = fd else { continue };
-            self.last_token += 1;
-            let token = self.last_token;
-            if self.output_polls.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).is_ok() {
-                self.outputs.insert(token, (attempt, n));
+            command.pipes[n] = fd.map(|fd| Pipe { fd, token: None, kept: Kept::default() });
+        }
+        self.outputs.begin(now, attempt);
+    }
+
+    /// Watches the pipes of tasks that have grown old enough.
+    fn watch_outputs(&mut self, now: u64) {
+        let Self { outputs, commands, .. } = self;
+        while let Some(attempt) = outputs.next_grown(now, |attempt| commands.contains_key(&attempt)) {
+            let pipes = commands.get_mut(&attempt).map(|command| command.pipes.iter_mut().enumerate());
+            for (n, pipe) in pipes.into_iter().flatten() {
+                if let Some(pipe) = pipe {
+                    pipe.token = Some(outputs.watch(&pipe.fd, attempt, n));
+                }
             }
-            command.pipes[n] = Some(Pipe { fd, token, kept: Kept::default() });
         }
     }
 
@@ -261,7 +278,9 @@ impl ManagerNode {
 
     fn on_ended(&mut self, now: u64, who: Who, (status, usage): End, out: &mut Outbox) {
         self.sweep_at.get_or_insert(now + SWEEP_US);
-        let out_of_memory = status == ProcessStatus::Signal(libc::SIGKILL) && self.oom.fired();
+        let over = self.memory.ended(who);
+        let killed = status == ProcessStatus::Signal(libc::SIGKILL);
+        let out_of_memory = over.or_else(|| (killed && self.oom.fired()).then_some(OutOfMemory::Kernel));
         let end = ProcessEnd { status, usage, out_of_memory, stderr_tail: String::new() };
         let told = match who {
             Who::Attempt(attempt) => self.end_command(attempt, end),
@@ -284,7 +303,9 @@ impl ManagerNode {
                 let log = &mut self.parts.output.buffer;
                 let (task, stream) = (command.task, stream_of(n));
                 drain(&pipe.fd, &mut self.buffer, |bytes| pipe.kept.take(log, task, attempt, stream, bytes));
-                self.outputs.remove(&pipe.token);
+                if let Some(token) = pipe.token {
+                    self.outputs.forget(token);
+                }
                 command.closed[n] = pipe.kept;
             }
             wrote |= command.closed[n].any();
@@ -356,8 +377,7 @@ impl ManagerNode {
     }
 
     fn on_output_events(&mut self) {
-        for (token, _) in poll(&self.output_polls) {
-            let Some(&(attempt, n)) = self.outputs.get(&token) else { continue };
+        for (token, attempt, n) in self.outputs.ready() {
             let Some(command) = self.commands.get_mut(&attempt) else { continue };
             let Some(pipe) = &mut command.pipes[n] else { continue };
             let log = &mut self.parts.output.buffer;
@@ -365,7 +385,7 @@ impl ManagerNode {
             let drained =
                 drain(&pipe.fd, &mut self.buffer, |bytes| kept.take(log, task, attempt, stream_of(n), bytes));
             if drained == Drained::Closed {
-                self.outputs.remove(&token);
+                self.outputs.forget(token);
                 if let Some(pipe) = command.pipes[n].take() {
                     command.closed[n] = pipe.kept;
                 }
@@ -398,6 +418,7 @@ impl ManagerNode {
                 worker.read_outputs(&mut self.buffer, &mut self.parts.output.buffer);
             }
         }
+        self.memory.look(now).into_iter().for_each(|pid| signal_group(pid, libc::SIGKILL));
         if self.parent_at <= now {
             self.parent_at = now + PARENT_US;
             if self.parent > 1 && std::os::unix::process::parent_id() != self.parent {
@@ -411,10 +432,11 @@ impl ManagerNode {
     /// Flushes what is due, and sets the one timer.
     fn settle(&mut self, now: u64, out: &mut Outbox) {
         self.parts.output.flush(now);
+        self.watch_outputs(now);
         if self.outputs_watched == self.parts.output.full {
             self.outputs_watched = !self.parts.output.full;
             if self.outputs_watched {
-                out.watch(self.output_polls.0.as_raw_fd(), OUTPUTS);
+                out.watch(self.outputs.fd(), OUTPUTS);
             } else {
                 out.unwatch(OUTPUTS);
             }
@@ -424,7 +446,8 @@ impl ManagerNode {
         }
         let own =
             [self.sweep_at, self.worker_output_at, Some(self.parent_at), self.parts.output.next_flush()];
-        let next = own.into_iter().chain([self.core_timer]).flatten().min();
+        let own = own.into_iter().chain([self.outputs.next_at(), self.memory.next_at()]);
+        let next = own.chain([self.core_timer]).flatten().min();
         if let Some(at) = next {
             out.set_timer(at);
         }
@@ -443,7 +466,7 @@ impl Node for ManagerNode {
     fn on_start(&mut self, now: u64, out: &mut Outbox) {
         out.watch(self.parts.signals.as_raw_fd(), SIGNALS);
         out.watch(self.worker_polls.0.as_raw_fd(), WORKERS);
-        out.watch(self.output_polls.0.as_raw_fd(), OUTPUTS);
+        out.watch(self.outputs.fd(), OUTPUTS);
         self.give(now, Input::Start, out);
         self.settle(now, out);
     }

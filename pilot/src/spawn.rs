@@ -1,9 +1,10 @@
 //! The threads that spawn: nothing is forked, and the reactor never waits for a process to come up.
 //!
-//! A spawner binds itself to the slot's CPUs, spawns (the child inherits the binding), and takes its own back.
+//! A spawner binds itself to the slot's CPUs and spawns: the child inherits the binding. It stays bound, since binding a thread moves it to
+//! another CPU, and the next task of a slot goes to the spawner that is bound to its CPUs, if that is free.
 
-use crate::command::{Context, bind_env, environment, find_program, prepare, refused};
-use crate::limits::{CPUS_MAX, SPAWNERS_MAX, WORKER_PIPE_BYTES};
+use crate::command::{Context, bind_env, environment, prepare, refused};
+use crate::limits::{BOUND_LOOK_AHEAD, CPUS_MAX, SPAWNERS_MAX, WORKER_PIPE_BYTES};
 use crate::process::spawn_open;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -56,17 +57,65 @@ pub(crate) struct Spawned {
 struct Shared {
     context: Context,
     queue: Mutex<Queue>,
-    bell: Condvar,
+    /// One for each thread.
+    bells: Vec<Condvar>,
     done: Mutex<Vec<Spawned>>,
     /// Held for writing while descriptors without CLOEXEC are open: nobody else spawns then.
     leaky: RwLock<()>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
+type Numbered = (u64, Request);
+
 #[derive(Default)]
 struct Queue {
-    requests: VecDeque<(u64, Request)>,
+    /// Requests that came when nobody was free.
+    requests: VecDeque<Numbered>,
+    hands: Vec<Hand>,
     closed: bool,
+}
+
+/// One of the threads.
+#[derive(Default)]
+struct Hand {
+    /// CPUs it is bound to; empty: to those of the manager.
+    bound: Vec<u32>,
+    free: bool,
+    given: Option<Numbered>,
+}
+
+impl Request {
+    fn pus(&self) -> &[u32] {
+        match self {
+            Request::Command(start) => &start.pus,
+            Request::Worker(start) => &start.pus,
+        }
+    }
+}
+
+impl Queue {
+    /// Gives a request to a free thread, best to one that is bound as it wants; answers which.
+    fn give(&mut self, request: Numbered) -> Option<usize> {
+        let is_bound = |hand: &Hand| hand.free && hand.bound == request.1.pus();
+        let found = self.hands.iter().position(is_bound).or_else(|| self.hands.iter().position(|h| h.free));
+        match found.and_then(|n| self.hands.get_mut(n)) {
+            Some(hand) => (hand.free, hand.given) = (false, Some(request)),
+            None => self.requests.push_back(request),
+        }
+        found
+    }
+
+    /// The next request for a thread: the first, but for one among the next few that wants its binding.
+    fn take(&mut self, hand: usize) -> Option<Numbered> {
+        let hand = self.hands.get_mut(hand)?;
+        if let Some(given) = hand.given.take() {
+            return Some(given);
+        }
+        let near = self.requests.iter().take(BOUND_LOOK_AHEAD).position(|(_, r)| r.pus() == hand.bound);
+        let next = self.requests.remove(near.unwrap_or(0));
+        hand.free = next.is_none();
+        next
+    }
 }
 
 /// The threads. They end when this is dropped.
@@ -79,19 +128,21 @@ pub(crate) struct Spawners {
 impl Spawners {
     /// As many threads as there are slots, within reason. `wake` is called when something is done.
     pub fn start(context: Context, slots: usize, wake: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+        let count = slots.clamp(1, SPAWNERS_MAX);
+        let queue = Queue { hands: (0..count).map(|_| Hand::default()).collect(), ..Queue::default() };
         let shared = Arc::new(Shared {
             context,
-            queue: Mutex::default(),
-            bell: Condvar::new(),
+            queue: Mutex::new(queue),
+            bells: (0..count).map(|_| Condvar::new()).collect(),
             done: Mutex::default(),
             leaky: RwLock::new(()),
             wake,
         });
         let mut threads = Vec::new();
-        for n in 0..slots.clamp(1, SPAWNERS_MAX) {
+        for n in 0..count {
             let shared = shared.clone();
-            threads
-                .push(std::thread::Builder::new().name(format!("pf-spawn-{n}")).spawn(move || shared.run())?);
+            let thread = std::thread::Builder::new().name(format!("pf-spawn-{n}"));
+            threads.push(thread.spawn(move || shared.run(n))?);
         }
         Ok(Spawners { shared, threads, last_seq: 0 })
     }
@@ -99,8 +150,10 @@ impl Spawners {
     /// Asks for a process; answers the request's number.
     pub fn ask(&mut self, request: Request) -> u64 {
         self.last_seq += 1;
-        lock(&self.shared.queue).requests.push_back((self.last_seq, request));
-        self.shared.bell.notify_one();
+        let given = lock(&self.shared.queue).give((self.last_seq, request));
+        if let Some(bell) = given.and_then(|n| self.shared.bells.get(n)) {
+            bell.notify_one();
+        }
         self.last_seq
     }
 
@@ -118,7 +171,7 @@ impl Spawners {
 impl Drop for Spawners {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
-        self.shared.bell.notify_all();
+        self.shared.bells.iter().for_each(Condvar::notify_one);
         for thread in self.threads.drain(..) {
             // A spawner that panicked has said so already.
             let _ = thread.join();
@@ -131,28 +184,33 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn run(&self) {
+    fn run(&self, hand: usize) {
         let own = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        let mut binding = Binding { own, bound: Vec::new() };
         loop {
             let mut queue = lock(&self.queue);
             let (seq, request) = loop {
                 if queue.closed {
                     return;
                 }
-                if let Some(next) = queue.requests.pop_front() {
+                if let Some(hand) = queue.hands.get_mut(hand) {
+                    hand.bound.clone_from(&binding.bound);
+                }
+                if let Some(next) = queue.take(hand) {
                     break next;
                 }
-                queue = self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self.bells[hand].wait(queue).unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
             let spawned = match request {
                 Request::Command(start) => Spawned {
                     seq,
                     who: Who::Attempt(start.attempt),
-                    process: self.spawn_command(&start, &own),
+                    process: self.spawn_command(&start, &mut binding),
                 },
                 Request::Worker(start) => {
-                    Spawned { seq, who: Who::Worker(start.worker), process: self.spawn_worker(&start, &own) }
+                    let process = self.spawn_worker(&start, &mut binding);
+                    Spawned { seq, who: Who::Worker(start.worker), process }
                 }
             };
             lock(&self.done).push(spawned);
@@ -160,7 +218,7 @@ impl Shared {
         }
     }
 
-    fn spawn_command(&self, start: &StartCommand, own: &CpuSet) -> Result<Process, ErrorDetail> {
+    fn spawn_command(&self, start: &StartCommand, binding: &mut Binding) -> Result<Process, ErrorDetail> {
         let mut prepared = prepare(start, &self.context)?;
         let stdout = if prepared.pipe_stdout {
             Some(output_pipe(&mut prepared.command, Command::stdout)?)
@@ -173,21 +231,23 @@ impl Shared {
             None
         };
         let guard = self.leaky.read().unwrap_or_else(PoisonError::into_inner);
-        let pid = spawn_bound(&mut prepared.command, &start.pus, own)?;
+        let pid = binding.spawn(&mut prepared.command, &start.pus)?;
         drop(guard);
         Ok(Process { pid, stdout, stderr, sockets: None })
     }
 
-    fn spawn_worker(&self, start: &StartWorker, own: &CpuSet) -> Result<Process, ErrorDetail> {
+    fn spawn_worker(&self, start: &StartWorker, binding: &mut Binding) -> Result<Process, ErrorDetail> {
         let mut env = environment(&self.context, &start.env, |value| value.into());
         bind_env(&mut env, &start.pus, &start.gpus, &self.context);
         env.insert("PF_WORKER".into(), start.worker.to_string().into());
         let python = start.python.as_deref().unwrap_or(&self.context.python);
-        let path =
-            find_program(OsStr::new(python), env.get(OsStr::new("PATH")).map(OsString::as_os_str), None)
-                .map_err(|e| {
-                    refused(format!("the Python interpreter cannot be started: {}", e.message), PYTHON_HINT)
-                })?;
+        let path = self
+            .context
+            .programs
+            .find(OsStr::new(python), env.get(OsStr::new("PATH")).map(OsString::as_os_str), None)
+            .map_err(|e| {
+                refused(format!("the Python interpreter cannot be started: {}", e.message), PYTHON_HINT)
+            })?;
         let sockets =
             |e: io::Error| refused(format!("make sockets for a Python worker: {e}"), "too many open files?");
         let (data, data_theirs) = UnixStream::pair().map_err(sockets)?;
@@ -215,7 +275,7 @@ impl Shared {
         for socket in [&data_theirs, &control_theirs] {
             fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| sockets(e.into()))?;
         }
-        let pid = spawn_bound(&mut command, &start.pus, own);
+        let pid = binding.spawn(&mut command, &start.pus);
         drop((data_theirs, control_theirs));
         drop(guard);
         Ok(Process { pid: pid?, stdout: Some(stdout), stderr: Some(stderr), sockets: Some((data, control)) })
@@ -237,30 +297,34 @@ fn output_pipe(
     Ok(read)
 }
 
-/// Spawns with the calling thread bound to `pus`, which the child inherits.
-fn spawn_bound(command: &mut Command, pus: &[u32], own: &CpuSet) -> Result<i32, ErrorDetail> {
-    let own_thread = Pid::from_raw(0);
-    let bound = cpu_set(pus);
-    if let Some(set) = &bound {
-        sched_setaffinity(own_thread, set).map_err(|e| {
-            refused(
-                format!("bind the task to CPUs {pus:?}: {e}"),
-                "did the CPUs of this job change under it?",
-            )
-        })?;
-    }
-    let child = spawn_open(command);
-    if bound.is_some() {
-        // Cannot fail: it is what the thread had before.
-        let _ = sched_setaffinity(own_thread, own);
-    }
-    match child {
-        Ok(child) => Ok(child.id() as i32),
-        Err(e) => Err(spawn_error(command, &e)),
+/// What the calling thread is bound to.
+struct Binding {
+    /// What it may use when nothing is asked.
+    own: CpuSet,
+    /// Empty: its own.
+    bound: Vec<u32>,
+}
+
+impl Binding {
+    /// Spawns with the calling thread bound to `pus`, which the child inherits.
+    fn spawn(&mut self, command: &mut Command, pus: &[u32]) -> Result<i32, ErrorDetail> {
+        if self.bound != pus {
+            let set = cpu_set(pus).unwrap_or(self.own);
+            sched_setaffinity(Pid::from_raw(0), &set).map_err(|e| {
+                refused(
+                    format!("bind the task to CPUs {pus:?}: {e}"),
+                    "did the CPUs of this job change under it?",
+                )
+            })?;
+            self.bound = pus.to_vec();
+        }
+        match spawn_open(command) {
+            Ok(child) => Ok(child.id() as i32),
+            Err(e) => Err(spawn_error(command, &e)),
+        }
     }
 }
 
-/// The set of these CPUs; None if there are none.
 pub(crate) fn cpu_set(pus: &[u32]) -> Option<CpuSet> {
     let mut set = CpuSet::new();
     let mut any = false;

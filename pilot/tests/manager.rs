@@ -263,3 +263,19 @@ fn a_ticket_that_others_can_read_is_refused() {
     let args = pf_pilot::ManagerArgs { ticket, node: "0".into(), ..Default::default() };
     assert_ne!(pf_pilot::manager_main(&args), std::process::ExitCode::SUCCESS);
 }
+
+#[test]
+fn a_task_that_takes_more_memory_than_it_asked_for_is_killed_and_told_so() {
+    let mut rig = start(1);
+    let asking = |script: &str| JobSpec {
+        body: Body::Command(sh(script)),
+        resources: Resources { memory_bytes: 64 << 20, ..Resources::default() },
+        ..JobSpec::default()
+    };
+    // A line without an end: `tail` must hold all of it, as a grandchild of what the manager started.
+    let greedy = rig.run_spec(1, asking("head -c 200000000 /dev/zero | tail -n 1 | sleep 600"));
+    assert_eq!((greedy.kind, greedy.ran), (OutcomeKind::OutOfMemory, Ran::Yes));
+    let message = greedy.error.unwrap().message;
+    assert!(message.starts_with("killed at its memory limit: it may have 64 MiB and had "), "{message}");
+    assert_eq!(rig.run_spec(2, asking("sleep 1.2")).kind, OutcomeKind::Value);
+}

@@ -136,14 +136,37 @@ def child_environment() -> Dict[str, str]:
 
 
 def local_socket() -> str:
-    """The socket of this user's daemon on this host."""
+    """The socket of this user's daemon on this host: in the place that the configuration names, else in the usual one."""
+    return os.path.join(configured_place("local") or default_local(), "broker.sock")
+
+
+def default_local() -> str:
+    """The local place where nothing is configured."""
     root = os.environ.get("PILOTFISH_DIR")
     if root:
-        return os.path.join(root, "local", "broker.sock")
+        return os.path.join(root, "local")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime):
-        return os.path.join(runtime, "pilotfish", "broker.sock")
-    return "/tmp/pilotfish-%d/broker.sock" % os.getuid()
+        return os.path.join(runtime, "pilotfish")
+    return "/tmp/pilotfish-%d" % os.getuid()
+
+
+def configured_place(name: str) -> Optional[str]:
+    """The folder of ``places.NAME``, by the word of ``pf``, which is asked only where there is some configuration."""
+    user = os.environ.get("PILOTFISH_CONFIG") or os.path.join(config_folder(), "config.toml")
+    variable = "PILOTFISH_PLACES_%s" % name.upper()
+    if variable not in os.environ and not any(map(os.path.exists, (user, "/etc/pilotfish/config.toml"))):
+        return None
+    done = subprocess.run([find_pf(), "config", "show", "--json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise PilotfishError("pf config show failed: %s" % done.stderr.decode("utf-8", "replace").strip())
+    return os.path.expanduser(json.loads(done.stdout.decode())["places.%s" % name]["value"])
+
+
+def config_folder() -> str:
+    """Where pf's configuration, certificates and tokens of this user are."""
+    return os.environ.get("PILOTFISH_DIR") or os.path.join(
+        os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config"), "pilotfish")
 
 
 def start_daemon() -> None:
@@ -172,8 +195,7 @@ def remote(url: str) -> Address:
     parts = urllib.parse.urlsplit(url)
     if not parts.hostname or not parts.port:
         raise ValueError("broker=%r is not written like https://HOST:PORT" % url)
-    config = os.environ.get("PILOTFISH_DIR") or os.path.join(
-        os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config"), "pilotfish")
+    config = config_folder()
     own = os.path.join(config, "brokers", "%s_%d" % (parts.hostname, parts.port))
     folder = own if os.path.isdir(own) else config
     certificate = os.path.join(folder, "broker.crt")

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::keys::Z85_CHARS;
 use crate::limits;
 use crate::node::{CloseReason, Conn, Peer};
+use crate::sockets::Wired;
 
 /// What a ROUTER calls a peer that named itself nothing: a zero byte and a number. Other names are refused.
 pub(crate) type RoutingId = [u8; 5];
@@ -30,8 +31,8 @@ pub(crate) enum Carrier {
 
 /// A dialled connection.
 pub(crate) struct Dialled {
-    pub socket: zmq::Socket,
-    pub monitor: zmq::Socket,
+    pub socket: Wired,
+    pub monitor: Wired,
     /// Where the monitor hears: a name within this process.
     pub reports: String,
     pub address: String,
@@ -44,7 +45,7 @@ impl Drop for Dialled {
     /// process, would wait for ever to report something of it (the end of a handshake) to a monitor that nobody holds.
     fn drop(&mut self) {
         // A new monitor takes the place of the old one, and is told nothing.
-        let _ = self.socket.monitor(&format!("{}-over", self.reports), 0);
+        let _ = self.socket.get().monitor(&format!("{}-over", self.reports), 0);
     }
 }
 

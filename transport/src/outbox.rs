@@ -12,7 +12,7 @@ use crate::files::{nearly_out_of_files, raise_file_limit};
 use crate::keys::{PublicKey, Z85_CHARS};
 use crate::limits;
 use crate::node::{CloseReason, Conn, DialSpec, ListenSpec, NodeId, Peer};
-use crate::sockets::{self, Inbound, Report};
+use crate::sockets::{self, Inbound, Report, Wired};
 use crate::waker::{Bell, Waker};
 use crate::zap::{self, Verdict};
 
@@ -35,7 +35,7 @@ pub struct Outbox {
     last_conn: u64,
     pub(crate) listeners: Vec<Listener>,
     // After the sockets that ask it, so that it goes last.
-    pub(crate) zap: zmq::Socket,
+    pub(crate) zap: Wired,
     context: zmq::Context,
     files_max: u64,
     refusals_logged_until_us: u64,
@@ -44,7 +44,7 @@ pub struct Outbox {
 /// A ROUTER and whose it is.
 pub(crate) struct Listener {
     pub node: usize,
-    pub socket: zmq::Socket,
+    pub socket: Wired,
     spec: ListenSpec,
     seen_version: u64,
     ids: HashMap<RoutingId, Conn>,
@@ -107,7 +107,7 @@ impl Outbox {
             stalled: Vec::new(),
             last_conn: 0,
             listeners: Vec::new(),
-            zap: zap::zap_socket(&context)?,
+            zap: Wired::new(zap::zap_socket(&context)?),
             context,
             files_max: raise_file_limit()?,
             refusals_logged_until_us: 0,
@@ -130,9 +130,9 @@ impl Outbox {
             }
             _ if !state.backlog.is_empty() => Ok(Sent::Full),
             Carrier::Accepted { listener, id, .. } => {
-                send_on(&self.listeners[*listener].socket, Some(id), &frame)
+                send_on(self.listeners[*listener].socket.get(), Some(id), &frame)
             }
-            Carrier::Dialled(dialled) => send_on(&dialled.socket, None, &frame),
+            Carrier::Dialled(dialled) => send_on(dialled.socket.get(), None, &frame),
         };
         match sent {
             Ok(Sent::Yes) => {}
@@ -193,6 +193,7 @@ impl Outbox {
         let domain = format!("pf{}", self.listeners.len());
         let (socket, addresses) = sockets::listen(&self.context, &spec, &domain, self.hwm_frames)?;
         let seen_version = spec.allow.version();
+        let socket = Wired::new(socket);
         self.listeners.push(Listener { node: self.current, socket, spec, seen_version, ids: HashMap::new() });
         Ok(addresses)
     }
@@ -294,9 +295,9 @@ impl Outbox {
                 let Some(frame) = state.backlog.first() else { break Ok(Sent::Yes) };
                 let sent = match &state.carrier {
                     Carrier::Accepted { listener, id, .. } => {
-                        send_on(&self.listeners[*listener].socket, Some(id), frame)
+                        send_on(self.listeners[*listener].socket.get(), Some(id), frame)
                     }
-                    Carrier::Dialled(dialled) => send_on(&dialled.socket, None, frame),
+                    Carrier::Dialled(dialled) => send_on(dialled.socket.get(), None, frame),
                     Carrier::Local { .. } => Ok(Sent::Yes),
                 };
                 match sent {
@@ -352,7 +353,7 @@ impl Outbox {
     /// Answers libzmq's questions about keys; false when there is none left.
     pub(crate) fn answer_zap(&mut self) -> bool {
         let full = nearly_out_of_files(self.bell.fd(), self.files_max);
-        let answered = zap::answer_one(&self.zap, full, |domain| {
+        let answered = zap::answer_one(self.zap.get(), full, |domain| {
             let index: usize = domain.strip_prefix("pf")?.parse().ok()?;
             self.listeners.get(index).map(|listener| &listener.spec.allow)
         });
@@ -376,8 +377,9 @@ impl Outbox {
 
     /// The next frame of a listener.
     pub(crate) fn receive_accepted(&mut self, listener: usize) -> Received {
-        let Some(Inbound { id, key_text, frame }) = sockets::receive_routed(&self.listeners[listener].socket)
-        else {
+        let socket = &self.listeners[listener].socket;
+        let Some(Inbound { id, key_text, frame }) = sockets::receive_routed(socket.get()) else {
+            socket.found_empty();
             return Received::Empty;
         };
         let node = self.listeners[listener].node;
@@ -415,7 +417,7 @@ impl Outbox {
     }
 
     /// Dialled connections and their two sockets, to be polled.
-    pub(crate) fn dialled_sockets(&self) -> impl Iterator<Item = (Conn, &zmq::Socket, &zmq::Socket)> {
+    pub(crate) fn dialled_sockets(&self) -> impl Iterator<Item = (Conn, &Wired, &Wired)> {
         self.dialled.iter().filter_map(|conn| match &self.conns.get(conn)?.carrier {
             Carrier::Dialled(dialled) => Some((*conn, &dialled.socket, &dialled.monitor)),
             _ => None,
@@ -427,10 +429,11 @@ impl Outbox {
         let Some(ConnState { node, carrier: Carrier::Dialled(dialled), .. }) = self.conns.get(&conn) else {
             return Received::Empty;
         };
-        match sockets::receive(&dialled.socket) {
+        match sockets::receive(dialled.socket.get()) {
             Some(Some(frame)) => Received::Frame(Delivery { node: *node, conn, accepted: None, frame }),
             Some(None) => Received::Dropped,
             None => {
+                dialled.socket.found_empty();
                 if let Some(reason) = dialled.ending.clone() {
                     self.fail(conn, reason);
                 }

@@ -5,7 +5,10 @@ use crate::error::TransportError;
 use crate::limits;
 use crate::node::{Conn, ListenSpec, Node, NodeId};
 use crate::outbox::{Delivery, Event, Outbox, Received};
+use crate::sockets::Wired;
 use crate::waker::Waker;
+use nix::errno::Errno;
+use std::os::fd::RawFd;
 
 /// Runs nodes on one thread. Build it, add nodes, then move it to the thread that calls [`Reactor::run`].
 pub struct Reactor {
@@ -126,33 +129,30 @@ impl Reactor {
 
     fn poll(&mut self, timeout_ms: i64) -> Result<Vec<Source>, TransportError> {
         let out = &self.out;
-        let mut sources = vec![Source::Bell, Source::Zap];
-        let fd_events = zmq::POLLIN | zmq::POLLERR;
-        let mut items =
-            vec![zmq::PollItem::from_fd(raw(out.bell.fd()), zmq::POLLIN), out.zap.as_poll_item(zmq::POLLIN)];
+        let mut sleep = Sleep::default();
+        sleep.on(Source::Bell, raw(out.bell.fd()));
+        sleep.on_socket(Source::Zap, &out.zap)?;
         for (index, listener) in out.listeners.iter().enumerate() {
-            sources.push(Source::Listener(index));
-            items.push(listener.socket.as_poll_item(zmq::POLLIN));
+            sleep.on_socket(Source::Listener(index), &listener.socket)?;
         }
         for (conn, socket, monitor) in out.dialled_sockets() {
             // Reports first: what the monitor says is acted on when the frames before it are read.
-            sources.extend([Source::Reports(conn), Source::Frames(conn)]);
-            items.extend([monitor.as_poll_item(zmq::POLLIN), socket.as_poll_item(zmq::POLLIN)]);
+            sleep.on_socket(Source::Reports(conn), monitor)?;
+            sleep.on_socket(Source::Frames(conn), socket)?;
         }
         for watch in &out.watches {
-            sources.push(Source::Watch { node: watch.node, token: watch.token });
-            items.push(zmq::PollItem::from_fd(watch.fd, fd_events));
+            sleep.on(Source::Watch { node: watch.node, token: watch.token }, watch.fd);
         }
         out.bell.going_to_sleep();
-        let timeout_ms = if out.wakers.iter().any(Waker::is_called) { 0 } else { timeout_ms };
-        let polled = zmq::poll(&mut items, timeout_ms);
-        out.bell.awake(items[0].is_readable());
+        let at_once = sleep.has_ready() || out.wakers.iter().any(Waker::is_called);
+        let polled = sleep.poll(if at_once { 0 } else { timeout_ms });
+        out.bell.awake(polled.is_ok() && sleep.is_ready(0));
         match polled {
-            Ok(_) | Err(zmq::Error::EINTR) => {}
-            Err(source) => return Err(TransportError::Zmq { operation: "poll", source }),
+            Ok(()) => Ok(sleep.ready()),
+            // The sleep was short: the next turn looks again.
+            Err(Errno::EINTR) => Ok(Vec::new()),
+            Err(error) => Err(TransportError::system("poll")(error)),
         }
-        let ready = items.iter().zip(sources).filter(|(item, _)| !item.get_revents().is_empty());
-        Ok(ready.map(|(_, source)| source).collect())
     }
 
     fn serve(&mut self, source: Source) {
@@ -248,7 +248,53 @@ impl Reactor {
     }
 }
 
-fn raw(fd: std::os::fd::BorrowedFd<'_>) -> std::os::fd::RawFd {
+/// What one poll waits for.
+#[derive(Default)]
+struct Sleep {
+    sources: Vec<Source>,
+    fds: Vec<libc::pollfd>,
+    /// Has input already, of which its descriptor may not tell.
+    known: Vec<bool>,
+}
+
+impl Sleep {
+    fn on(&mut self, source: Source, fd: RawFd) {
+        self.add(source, fd, false);
+    }
+
+    fn on_socket(&mut self, source: Source, socket: &Wired) -> Result<(), TransportError> {
+        let fd = socket.fd().map_err(TransportError::zmq("ask for a descriptor"))?;
+        self.add(source, fd, socket.may_have_input());
+        Ok(())
+    }
+
+    fn add(&mut self, source: Source, fd: RawFd, known: bool) {
+        self.sources.push(source);
+        self.fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        self.known.push(known);
+    }
+
+    fn has_ready(&self) -> bool {
+        self.known.contains(&true)
+    }
+
+    fn poll(&mut self, timeout_ms: i64) -> Result<(), Errno> {
+        let timeout_ms = libc::c_int::try_from(timeout_ms).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the pointer and the count are those of one vector, which nobody else touches during the call.
+        let count = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, timeout_ms) };
+        Errno::result(count).map(drop)
+    }
+
+    fn is_ready(&self, n: usize) -> bool {
+        self.known[n] || self.fds[n].revents != 0
+    }
+
+    fn ready(self) -> Vec<Source> {
+        (0..self.sources.len()).filter(|n| self.is_ready(*n)).map(|n| self.sources[n]).collect()
+    }
+}
+
+fn raw(fd: std::os::fd::BorrowedFd<'_>) -> RawFd {
     use std::os::fd::AsRawFd;
     fd.as_raw_fd()
 }

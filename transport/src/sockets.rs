@@ -1,5 +1,8 @@
 //! Makes ZMQ sockets with the options that the contract asks for, and reads whole messages from them.
 
+use std::cell::Cell;
+use std::os::fd::RawFd;
+
 use bytes::Bytes;
 
 use crate::conns::{Dialled, retry};
@@ -10,6 +13,45 @@ use crate::node::{CloseReason, DialSpec, ListenSpec};
 
 /// How often another port is tried when a free one was taken on a second interface.
 const ANY_PORT_TRIES: usize = 16;
+
+/// A socket that the reactor sleeps on by its descriptor.
+///
+/// That descriptor tells of news, not of input: any use of the socket may take the news off and leave input behind. So who
+/// used it asks once before the next sleep; one that nobody used costs no system call.
+pub(crate) struct Wired {
+    socket: zmq::Socket,
+    used: Cell<bool>,
+}
+
+impl Wired {
+    pub fn new(socket: zmq::Socket) -> Self {
+        Self { socket, used: Cell::new(true) }
+    }
+
+    /// To send or receive.
+    pub fn get(&self) -> &zmq::Socket {
+        self.used.set(true);
+        &self.socket
+    }
+
+    /// A receive just found nothing: that took all news off and left nothing behind.
+    pub fn found_empty(&self) {
+        self.used.set(false);
+    }
+
+    /// Whether there may be input of which the descriptor does not tell.
+    pub fn may_have_input(&self) -> bool {
+        if self.used.get() {
+            self.used.set(self.socket.get_events().is_ok_and(|events| events.contains(zmq::POLLIN)));
+        }
+        self.used.get()
+    }
+
+    /// Readable when there are news.
+    pub fn fd(&self) -> zmq::Result<RawFd> {
+        self.socket.get_fd()
+    }
+}
 
 /// What a ROUTER gave: who, whose key, what.
 pub(crate) struct Inbound {
@@ -124,6 +166,7 @@ pub(crate) fn dial(context: &zmq::Context, spec: &DialSpec, name: &str, hwm: i32
     monitor.set_linger(0)?;
     monitor.connect(&endpoint)?;
     socket.connect(&format!("tcp://{}", spec.address))?;
+    let (socket, monitor) = (Wired::new(socket), Wired::new(monitor));
     Ok(Dialled { socket, monitor, reports: endpoint, address: spec.address.clone(), ending: None })
 }
 
@@ -143,7 +186,7 @@ pub(crate) enum Report {
 
 /// The next report of a dialled socket's monitor, if there is one.
 pub(crate) fn next_report(dialled: &Dialled) -> Option<Report> {
-    let parts = retry(|| dialled.monitor.recv_multipart(zmq::DONTWAIT)).ok()?;
+    let parts = retry(|| dialled.monitor.get().recv_multipart(zmq::DONTWAIT)).ok()?;
     let event = parts.first().and_then(|part| part.get(..2)).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
     let address = || dialled.address.clone();
     // Compared as numbers: `SocketEvent::from_raw` panics on what it does not know.

@@ -53,7 +53,11 @@ impl FakeRelay {
                     self.give_credit(now, outs);
                 }
                 Event::Message { message: Message::Unfinished(page), .. } if page.last => {
-                    let holding = Holding { jobs: Vec::new(), last: true };
+                    let holding = Holding {
+                        jobs: Vec::new(),
+                        last: true,
+                        rest: pf_protocol::message::Rest::NotStarted,
+                    };
                     self.dialer.send(now, holding.into(), outs);
                 }
                 Event::Message { message: Message::Assign(assign), .. } => {

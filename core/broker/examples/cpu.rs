@@ -86,7 +86,7 @@ fn run(items: bool) -> [f64; 3] {
         seq += 1;
         Input::Frame { conn: 1, bytes: frame(session, seq, message) }
     };
-    feed(say(Holding { jobs: Vec::new(), last: true }.into()));
+    feed(say(Holding { jobs: Vec::new(), last: true, rest: pf_protocol::message::Rest::NotStarted }.into()));
 
     let tasks = if items {
         let blob = Bytes::from(vec![1; TASKS as usize * 100]);

@@ -1,11 +1,12 @@
 //! Handing out: tasks in batches, within the relay's credit, by turns of jobs.
 
-use crate::broker::{Broker, Turn};
+use crate::broker::{Broker, Then, Turn};
 use crate::limits::{LOADS_MAX, PUMP_TASKS_MAX, TURN_TASKS};
 use crate::load::Load;
+use crate::record::TasksHanded;
 use crate::relays::{Link, Phase};
 use bytes::{Bytes, BytesMut};
-use pf_protocol::job::{Body, JobDef};
+use pf_protocol::job::{Body, JobDef, OnLost};
 use pf_protocol::limits::{BATCH_BYTES_MAX, BATCH_TASKS_MAX};
 use pf_protocol::message::{Assign, Define, TaskBatch};
 use pf_protocol::{EndpointId, JobId, Ranges};
@@ -51,13 +52,38 @@ impl Broker {
             link.sent_tasks += tasks;
             link.sent_bytes += bytes;
             let conn = link.conn;
-            self.define(id, batches.iter().map(|b| b.job), turn);
-            self.send(conn, Assign { batches }.into(), turn);
+            if self.log_handed(&batches, turn) {
+                self.after_sync(Then::Assign { conn, endpoint: id, batches }, turn);
+            } else {
+                self.assign(conn, id, batches, turn);
+            }
             left = left.saturating_sub(tasks);
             if left == 0 {
                 self.pump_again = true;
                 return;
             }
+        }
+    }
+
+    /// Writes down that tasks which must not run twice may start from now on; answers whether there are some. If it cannot be written, the
+    /// store has failed, and with it this broker.
+    fn log_handed(&mut self, batches: &[TaskBatch], turn: &mut Turn<'_>) -> bool {
+        let mut any = false;
+        for batch in batches {
+            let job = self.state.jobs.get(&batch.job);
+            if job.is_some_and(|job| job.spec.on_lost != OnLost::Rerun) {
+                let tasks = batch.tasks.clone();
+                any |= self.log(TasksHanded { at_us: turn.at_us, job: batch.job, tasks }, turn).is_ok();
+            }
+        }
+        any
+    }
+
+    /// Sends tasks to a relay, if its session is still the one in which they were taken.
+    pub(crate) fn assign(&mut self, conn: u64, id: EndpointId, batches: Vec<TaskBatch>, turn: &mut Turn<'_>) {
+        if self.link_mut(id).is_some_and(|link| link.conn == conn) {
+            self.define(id, batches.iter().map(|b| b.job), turn);
+            self.send(conn, Assign { batches }.into(), turn);
         }
     }
 

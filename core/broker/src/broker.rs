@@ -2,7 +2,7 @@
 //! What each input means is in the modules named after it.
 
 use crate::asks::Asks;
-use crate::io::{Blobs, Effect, Input};
+use crate::io::{Blobs, Effect, Input, PutError};
 use crate::items::ItemCache;
 use crate::live::LiveJob;
 use crate::load::Load;
@@ -14,6 +14,7 @@ use crate::streams::Streams;
 use crate::waiters::Waiters;
 use bytes::Bytes;
 use pf_link::{Acceptor, Timing};
+use pf_protocol::message::TaskBatch;
 use pf_protocol::{ContentHash, EndpointId, JobId, Micros, OwnerId, Ranges};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -46,6 +47,7 @@ pub(crate) struct Turn<'a> {
 pub(crate) enum Then {
     Reply { ticket: u64, reply: Reply },
     Queue { job: JobId, tasks: Ranges },
+    Assign { conn: u64, endpoint: EndpointId, batches: Vec<TaskBatch> },
     Confirm { conn: u64, upto: u64 },
     Welcome { conn: u64, endpoint: EndpointId },
     Cancel { job: JobId, tasks: Ranges, kill: bool },
@@ -81,7 +83,7 @@ pub struct Broker {
     /// When jobs expire, Unix microseconds.
     pub(crate) expiries: BTreeSet<(u64, JobId)>,
     /// Why new work is refused.
-    pub(crate) pressure: Option<String>,
+    pub(crate) pressure: Option<PutError>,
     /// Jobs to look at before the turn ends: whether they are over, may go on, failed too often.
     pub(crate) to_check: BTreeSet<JobId>,
     /// Endpoints that may be given tasks before the turn ends.
@@ -223,6 +225,7 @@ impl Broker {
         match then {
             Then::Reply { ticket, reply } => turn.out.push(Effect::Reply { ticket, reply: Ok(reply) }),
             Then::Queue { job, tasks } => self.queue_synced(job, &tasks),
+            Then::Assign { conn, endpoint, batches } => self.assign(conn, endpoint, batches, turn),
             Then::Confirm { conn, upto } => self.confirm(conn, upto, turn),
             Then::Welcome { conn, endpoint } => self.welcome(conn, endpoint, turn),
             Then::Cancel { job, tasks, kill } => self.send_cancel(job, tasks, kill, turn),

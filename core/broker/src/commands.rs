@@ -83,8 +83,7 @@ impl Broker {
     fn refuse_under_pressure(&self) -> Result<(), Refusal> {
         match &self.pressure {
             None => Ok(()),
-            Some(why) => Err(Refusal::new(Code::DiskFull, format!("new work is refused: {why}"))
-                .hint("free space where the broker's log is; results are still taken")),
+            Some(why) => Err(not_put("new work is refused", why)),
         }
     }
 
@@ -184,12 +183,7 @@ impl Broker {
     ) -> Result<Vec<Piece>, Refusal> {
         put_items(id, first, tasks, &mut self.cache, turn.blobs).map_err(|why| {
             self.cache.remove_job(id);
-            match why {
-                PutError::Full(_) => Refusal::new(Code::DiskFull, format!("the job was not accepted: {why}"))
-                    .hint("free space where the broker's log is"),
-                PutError::Busy(_) => Refusal::new(Code::Busy, format!("the job was not accepted: {why}"))
-                    .hint("try again in a moment"),
-            }
+            not_put("the job was not accepted", &why)
         })
     }
 
@@ -488,4 +482,15 @@ fn failed_items(
         }
     }
     Ok(Tasks { count, lens, blob: Bytes::from(blob) })
+}
+
+/// The store takes no new work now.
+fn not_put(what: &str, why: &PutError) -> Refusal {
+    let (code, hint) = match why {
+        PutError::Full(_) => {
+            (Code::DiskFull, "free space where the broker's log is; results are still taken")
+        }
+        PutError::Busy(_) => (Code::Busy, "try again in a moment"),
+    };
+    Refusal::new(code, format!("{what}: {why}")).hint(hint)
 }

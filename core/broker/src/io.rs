@@ -59,8 +59,8 @@ pub enum Input {
         /// As given to [`Request::Subscribe`].
         subscription: u64,
     },
-    /// Why new work must be refused (a full disk, in the store's words), or None when that is over. Outcomes are taken all the same.
-    Pressure(Option<String>),
+    /// Why new work must be refused, or None when that is over. Outcomes are taken all the same.
+    Pressure(Option<PutError>),
     /// This process stood still for a while: no silence is held against anybody.
     ClockGap,
     /// The time asked for by [`Effect::SetTimer`] has come.

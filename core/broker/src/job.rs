@@ -98,6 +98,9 @@ pub struct Job {
     pub cancelled: u64,
     pub cancel: CancelIntent,
     pub history: BTreeMap<u32, History>,
+    /// Positions that were handed out ever, of jobs that are not simply run again.
+    #[serde(default)]
+    pub handed: Ranges,
     /// In a list of pairs on disk, since a map's key must be text there for other readers.
     #[serde(with = "pairs")]
     pub errors: BTreeMap<ErrorKey, Errors>,

@@ -24,6 +24,8 @@ pub(crate) struct LiveJob {
     pub assigned: u64,
     /// Handed out before the relay's present epoch, and claimed by it: their attempts may be older than the epoch.
     pub claimed: Ranges,
+    /// Those of `claimed` that no relay holds: they may have started somewhere, and the job waits for proof that they are over.
+    pub unproven: Ranges,
     /// Known to run.
     pub running: BTreeMap<u32, Run>,
     /// Waits for other jobs.
@@ -67,6 +69,7 @@ impl LiveJob {
         if !waited {
             self.assigned = self.assigned.saturating_sub(1);
             self.claimed.remove(position);
+            self.unproven.remove(position);
             self.running.remove(&position);
         }
     }
@@ -79,6 +82,7 @@ impl LiveJob {
         self.queued.subtract(tasks);
         self.suspects.subtract(tasks);
         self.claimed.subtract(tasks);
+        self.unproven.subtract(tasks);
         if !self.running.is_empty() {
             self.running.retain(|position, _| !tasks.contains(*position));
         }

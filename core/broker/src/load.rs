@@ -8,7 +8,7 @@ use crate::limits::LOAD_PIECES_MAX;
 use crate::outcomes::OwnEnd;
 use crate::record::Piece;
 use bytes::Bytes;
-use pf_protocol::outcome::OutcomeKind;
+use pf_protocol::outcome::{OutcomeKind, Ran};
 use pf_protocol::{JobId, Ranges};
 
 /// For what blobs were asked.
@@ -69,11 +69,12 @@ impl Broker {
                 let mut tasks = self.state.missing(id).intersection(&first);
                 tasks.subtract(&self.jobs.get(&id).map(|live| live.assigned_of(&tasks)).unwrap_or_default());
                 let end = OwnEnd {
+                    ran: Ran::No,
                     kind: OutcomeKind::Other,
                     message: format!("the task's arguments could not be read from the broker's disk: {why}"),
                     hint: "look at the disk that holds the broker's log, then `pf job retry`".into(),
                 };
-                self.end_unrun(id, &tasks, &end, turn);
+                self.end_by_broker(id, &tasks, &end, turn);
             }
         }
         self.refresh(id);

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone)]
 pub(crate) struct OwnEnd {
     pub kind: OutcomeKind,
+    pub ran: Ran,
     pub message: String,
     pub hint: String,
 }
@@ -202,8 +203,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Ends tasks that wait in the broker and cannot run.
-    pub(crate) fn end_unrun(&mut self, id: JobId, tasks: &Ranges, end: &OwnEnd, turn: &mut Turn<'_>) {
+    /// Ends tasks by the broker's own word.
+    pub(crate) fn end_by_broker(&mut self, id: JobId, tasks: &Ranges, end: &OwnEnd, turn: &mut Turn<'_>) {
         let mut collected = Collected::default();
         let mut part = Part::default();
         let error = ErrorDetail {
@@ -216,7 +217,7 @@ impl Broker {
                 job: id,
                 index,
                 kind: end.kind,
-                ran: Ran::No,
+                ran: end.ran,
                 error: Some(Box::new(error.clone())),
                 ..Outcome::default()
             };

@@ -1,6 +1,7 @@
 //! What clients ask to know. Rows are made here; whatever lies in payloads is left to whoever reads those.
 
 use crate::broker::{Broker, Turn};
+use crate::io::PutError;
 use crate::job::{ErrorKey, Errors, Job};
 use crate::limits::{JOBS_PAGE_MAX, TASKS_PAGE_MAX};
 use crate::requests::{Caller, Code, JobsFilter, Refusal, Reply, Request, TaskView, TokenRow};
@@ -77,7 +78,7 @@ impl Broker {
                     .filter_map(|id| self.state.jobs.get(id))
                     .map(Job::unfinished)
                     .sum(),
-                refusing: self.pressure.clone(),
+                refusing: self.pressure.as_ref().map(PutError::to_string),
             }),
             other => Err(Refusal::new(Code::Internal, format!("{other:?} is no query"))),
         };

@@ -1,9 +1,14 @@
-//! After WELCOME: what the broker thinks is at an endpoint, and what its relay holds. What is held by nobody is queued again.
+//! After WELCOME: what the broker thinks is at an endpoint, and what its relay holds. What is held by nobody is queued again, unless it may have
+//! started and its job does not want that.
 
 use crate::broker::{Broker, Turn};
+use crate::job::Job;
 use crate::limits::PAGE_RANGES_MAX;
+use crate::outcomes::OwnEnd;
 use crate::relays::Phase;
-use pf_protocol::message::{Holding, Return, Unfinished, UnfinishedJob};
+use pf_protocol::job::OnLost;
+use pf_protocol::message::{Holding, Rest, Return, Unfinished, UnfinishedJob};
+use pf_protocol::outcome::{OutcomeKind, Ran};
 use pf_protocol::{EndpointId, Ranges};
 
 impl Broker {
@@ -33,11 +38,13 @@ impl Broker {
         self.send(conn, page.into(), turn);
     }
 
-    /// A page of what the relay holds; with the last one the rest is queued again and the link is up.
+    /// A page of what the relay holds; with the last one the link is up, and it is decided what becomes of the rest.
     pub(crate) fn on_holding(&mut self, endpoint: EndpointId, page: Holding, turn: &mut Turn<'_>) {
         let Some(live) = self.endpoints.get_mut(&endpoint) else { return };
         let jobs = live.jobs.clone();
-        let Some(link) = live.link.as_mut().filter(|link| link.phase == Phase::Reconciling) else { return };
+        // A later list tells more of the tasks that are left unproven, and nothing of others: those may be on their way.
+        let Some(link) = live.link.as_mut().filter(|link| link.phase != Phase::Granting) else { return };
+        let is_later = link.phase == Phase::Up;
         for (job, tasks) in page.jobs {
             link.holding.entry(job).or_default().union_with(&tasks);
         }
@@ -53,14 +60,27 @@ impl Broker {
             if live.assigned == 0 {
                 continue;
             }
-            let assigned = live.assigned_of(&job.ended.missing(job.total));
-            live.claimed = holding.get(&id).map(|held| held.intersection(&assigned)).unwrap_or_default();
+            let mut assigned = live.assigned_of(&job.ended.missing(job.total));
+            if is_later {
+                assigned = assigned.intersection(&live.unproven);
+            }
+            let held = holding.get(&id).map(|held| held.intersection(&assigned)).unwrap_or_default();
             let mut unclaimed = assigned;
-            unclaimed.subtract(&live.claimed);
+            unclaimed.subtract(&held);
+            let doubtful = doubtful(job, page.rest, &unclaimed);
+            unclaimed.subtract(&doubtful);
+            let waits = job.spec.on_lost == OnLost::Wait;
+            live.unproven = if waits { doubtful.clone() } else { Ranges::new() };
+            if !is_later {
+                live.claimed.clone_from(&held);
+            }
+            live.claimed.union_with(&live.unproven);
             // A new relay has to know what it has adopted: its resources, and what its loss would mean.
-            let adopted = !live.claimed.is_empty();
-            self.define(endpoint, adopted.then_some(id), turn);
+            self.define(endpoint, (!held.is_empty()).then_some(id), turn);
             self.give_back(id, &unclaimed, turn);
+            if !waits && !doubtful.is_empty() {
+                self.end_by_broker(id, &doubtful, &possibly_started(), turn);
+            }
         }
         self.to_pump.insert(endpoint);
     }
@@ -72,6 +92,31 @@ impl Broker {
                 self.give_back(id, &tasks, turn);
             }
         }
+    }
+}
+
+/// Of `unclaimed`, the tasks that neither are queued again now nor may be: they may have started, and the job does not want them run twice
+/// (`fail`), or not before it is proven that they are over (`wait`).
+fn doubtful(job: &Job, rest: Rest, unclaimed: &Ranges) -> Ranges {
+    let doubted = match job.spec.on_lost {
+        OnLost::Rerun => false,
+        OnLost::Fail => rest != Rest::NotStarted,
+        OnLost::Wait => rest == Rest::Unknown,
+    };
+    if !doubted || job.cancel.whole {
+        return Ranges::new();
+    }
+    let mut doubtful = unclaimed.intersection(&job.handed);
+    doubtful.subtract(&job.cancel.tasks);
+    doubtful
+}
+
+fn possibly_started() -> OwnEnd {
+    OwnEnd {
+        kind: OutcomeKind::Lost,
+        ran: Ran::Unknown,
+        message: "it was handed to a node that was lost together with its relay".into(),
+        hint: "it may have run; `pf job retry --failed` runs it again".into(),
     }
 }
 

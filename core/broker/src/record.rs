@@ -251,6 +251,15 @@ pub struct TokenRevoked {
     pub name: String,
 }
 
+/// Tasks of a job that must not run twice were handed out: from now on they may have started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TasksHanded {
+    pub at_us: u64,
+    pub job: JobId,
+    pub tasks: Ranges,
+}
+
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -349,6 +358,7 @@ records! {
     12 RelayEnded Outcome,
     13 TokenAdded Ordinary,
     14 TokenRevoked Outcome,
+    15 TasksHanded Outcome,
 }
 
 impl Record {

@@ -240,7 +240,10 @@ impl Broker {
     /// The epoch is on disk: the relay may begin.
     pub(crate) fn welcome(&mut self, conn: u64, endpoint: EndpointId, turn: &mut Turn<'_>) {
         // Confirmations that still wait for the disk name messages of an earlier session on this connection: in this one their numbers mean others.
-        self.waiting.retain(|(_, then)| !matches!(then, Then::Confirm { conn: at, .. } if *at == conn));
+        // What was to be assigned in that session is not held by the relay, and comes back.
+        self.waiting.retain(|(_, then)| {
+            !matches!(then, Then::Confirm { conn: at, .. } | Then::Assign { conn: at, .. } if *at == conn)
+        });
         let Some(epoch) = self.state.endpoints.get(&endpoint).map(|e| e.epoch) else { return };
         let link = self.endpoints.get_mut(&endpoint).and_then(|e| e.link.as_mut());
         let Some(link) = link.filter(|link| link.conn == conn && link.phase == Phase::Granting) else {

@@ -200,6 +200,11 @@ impl State {
                 self.tokens.insert((body.owner, body.name.clone()), token);
                 Ok(())
             }
+            Record::TasksHanded(body) => {
+                let job = self.jobs.get_mut(&body.job).ok_or_else(|| wrong(body.job.to_string(), NO_JOB))?;
+                job.handed.union_with(&body.tasks);
+                Ok(())
+            }
             Record::TokenRevoked(body) => {
                 self.tokens.remove(&(body.owner, body.name.clone()));
                 Ok(())
@@ -230,6 +235,7 @@ impl State {
             cancelled: 0,
             cancel: CancelIntent::default(),
             history: BTreeMap::new(),
+            handed: Ranges::new(),
             errors: BTreeMap::new(),
             times: pf_protocol::api::Times::default(),
         };

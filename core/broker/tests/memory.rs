@@ -154,7 +154,9 @@ impl World {
         let mut outs = Vec::new();
         self.dialer.on_connected(0, 1, &mut outs);
         self.carry(outs);
-        self.say(Holding { jobs: Vec::new(), last: true }.into());
+        self.say(
+            Holding { jobs: Vec::new(), last: true, rest: pf_protocol::message::Rest::NotStarted }.into(),
+        );
     }
 
     /// Every task ends with a value of its own, out of order as from many managers.

@@ -249,6 +249,20 @@ pub enum ProcessStatus {
     Signal(i32),
 }
 
+/// Why a process was killed for want of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// By the kernel: the node or the job had no more.
+    Kernel,
+    /// By the manager: it had more than its task asked for.
+    Limit {
+        /// What it had when it was last looked at, bytes.
+        used_bytes: u64,
+        /// What it may have, bytes.
+        limit_bytes: u64,
+    },
+}
+
 /// The end of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessEnd {
@@ -256,8 +270,8 @@ pub struct ProcessEnd {
     pub status: ProcessStatus,
     /// What it used.
     pub usage: Usage,
-    /// Whether the kernel killed it for want of memory.
-    pub out_of_memory: bool,
+    /// Whether it was killed for want of memory, and how.
+    pub out_of_memory: Option<OutOfMemory>,
     /// The last of its standard error; empty if it wrote none.
     pub stderr_tail: String,
 }

@@ -13,7 +13,8 @@ mod shape;
 mod slots;
 
 pub use effect::{
-    Effect, Input, ProcessEnd, ProcessStatus, StartCommand, StartWorker, WorkerAnswer, WorkerEnd, WorkerTask,
+    Effect, Input, OutOfMemory, ProcessEnd, ProcessStatus, StartCommand, StartWorker, WorkerAnswer,
+    WorkerEnd, WorkerTask,
 };
 pub use manager::{ManagerConfig, ManagerCore};
 pub use pilot::{PilotConfig, PilotCore, PilotEffect, PilotInput};

@@ -211,13 +211,30 @@ pub struct UnfinishedJob {
     pub kill: bool,
 }
 
-/// Relay → broker, in pages, once its recovery barrier is passed: what it holds or has running. The broker queues the rest again.
+/// What is known of tasks that were handed to an endpoint and that its relay does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rest {
+    /// Every manager that may have had some has told what it has: none of them has started.
+    NotStarted,
+    /// Some may have run on a node or in a block that is over, and are over with it.
+    Over,
+    /// Some may have started where nobody answers, and nothing proves that they are over.
+    #[default]
+    Unknown,
+}
+
+/// Relay → broker, in pages, once its recovery barrier is passed: what it holds or has running. What the broker does with the rest depends on
+/// `rest` and on each job's `on_lost`. Sent again later when more is known of the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Holding {
     /// Positions by job.
     pub jobs: Vec<(JobId, Ranges)>,
     /// Whether this is the last page.
     pub last: bool,
+    /// What is known of the others; that of the last page counts.
+    #[serde(default)]
+    pub rest: Rest,
 }
 
 /// Relay → broker: these have not started and come back (the relay drains).

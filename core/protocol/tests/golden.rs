@@ -144,7 +144,7 @@ fn messages() -> Vec<Message> {
             last: true,
         }
         .into(),
-        Holding { jobs: vec![(JobId(7), tasks.clone())], last: true }.into(),
+        Holding { jobs: vec![(JobId(7), tasks.clone())], last: true, rest: Rest::NotStarted }.into(),
         Return { jobs: vec![(JobId(7), tasks.clone())] }.into(),
         Started { manager, node: "n1".into(), tasks: vec![StartedTask { task, attempt, ran_us: 60_000 }] }
             .into(),

@@ -20,6 +20,8 @@ pub(crate) struct Block {
     pub pilot_conn: Option<u64>,
     /// Whether its state is known since this relay began.
     pub fresh: bool,
+    /// Whether an earlier relay left it, not over: its managers may have had tasks of that one.
+    pub inherited: bool,
     pub spools_read: bool,
     pub spools_asked: bool,
     /// Whether the reading under way began after the block's end: it is the last.
@@ -82,7 +84,8 @@ impl Blocks {
         let all = blocks.into_iter().map(|record| {
             let over = matches!(record.state, BlockState::Ended(_));
             // Of those that were over, everything was read before they were written down as over.
-            let block = Block { fresh: over, spools_read: over, record, ..Block::default() };
+            let block =
+                Block { fresh: over, inherited: !over, spools_read: over, record, ..Block::default() };
             (block.record.block, block)
         });
         let all = all.collect();

@@ -107,6 +107,7 @@ impl Relay {
     }
 
     fn on_assign(&mut self, assign: Assign) {
+        self.recovery.list_was_taken();
         for batch in assign.batches {
             let id = batch.job;
             self.credit.tasks_taken += batch.tasks.len();

@@ -2,10 +2,11 @@
 //! once it can know: after a restart, when every manager of every running block has told its inventory, or the block's end is proven, or grace
 //! is over. Before that nothing is dispatched.
 
+use crate::blocks::Block;
 use crate::limits::WINDOW_US;
 use crate::relay::Relay;
 use pf_protocol::limits::LIST_ITEMS_MAX;
-use pf_protocol::message::{Credit, Holding, Unfinished, UnfinishedJob, Verdict};
+use pf_protocol::message::{Credit, Holding, Rest, Unfinished, UnfinishedJob, Verdict};
 use pf_protocol::report::BlockState;
 use pf_protocol::{AttemptId, JobId, Micros, Ranges, TaskId};
 use std::collections::BTreeMap;
@@ -31,9 +32,18 @@ pub(crate) struct Recovery {
     pub settled: bool,
     pub unfinished: BTreeMap<JobId, UnfinishedJob>,
     pub give_up_at: Micros,
+    /// What is known of tasks of an earlier relay that nobody here holds.
+    rest: Rest,
 }
 
 impl Recovery {
+    /// The broker has acted on the list of what is held: from now on what is not held was lost on its way here.
+    pub fn list_was_taken(&mut self) {
+        if self.rest == Rest::Over {
+            self.rest = Rest::NotStarted;
+        }
+    }
+
     /// Whether work may flow.
     pub fn ready(&self) -> bool {
         self.phase == Phase::Ready
@@ -185,6 +195,13 @@ impl Relay {
 
     /// Passes the barrier if it can be passed.
     pub(crate) fn check_barrier(&mut self) {
+        if self.recovery.phase == Phase::Ready && self.recovery.rest == Rest::Unknown {
+            // What nobody answered for may be proven over meanwhile.
+            self.recovery.rest = self.what_of_the_rest();
+            if self.recovery.rest != Rest::Unknown {
+                self.send_holding();
+            }
+        }
         if self.recovery.phase != Phase::Waiting {
             return;
         }
@@ -198,6 +215,7 @@ impl Relay {
                 self.decide(format!("go on without waiting any longer: {what}"));
             }
             self.recovery.settled = true;
+            self.recovery.rest = self.what_of_the_rest();
         }
         self.apply_listed_cancels();
         self.send_holding();
@@ -207,29 +225,38 @@ impl Relay {
         self.scale();
     }
 
+    /// What is known of the tasks that an earlier relay placed and that nobody told of.
+    fn what_of_the_rest(&self) -> Rest {
+        let of_block = |block: &Block| match &block.record.state {
+            _ if self.block_misses(block).is_some() => Rest::Unknown,
+            BlockState::Ended(_) => Rest::Over,
+            _ => Rest::NotStarted,
+        };
+        let inherited = self.blocks.all.values().filter(|block| block.inherited);
+        inherited.map(of_block).max().unwrap_or(Rest::NotStarted)
+    }
+
     /// What the barrier still waits for, in words.
     fn barrier_misses(&self) -> Option<String> {
-        self.blocks.all.values().find_map(|block| {
-            let name = block.record.block;
-            match &block.record.state {
-                _ if !block.fresh => Some(format!("the scheduler has not said where {name} is")),
-                BlockState::Queued(_) | BlockState::Held(_) | BlockState::Intended => None,
-                BlockState::Ended(_) => {
-                    (!block.spools_read).then(|| format!("the spools of {name} are not read"))
-                }
-                _ => {
-                    let told =
-                        block.managers.iter().filter_map(|h| self.managers.get(h)).filter(|m| m.judged);
-                    let told = told.count() as u32;
-                    (told < block.record.nodes).then(|| {
-                        format!(
-                            "{told} of {} managers of {name} have told what they hold",
-                            block.record.nodes
-                        )
-                    })
-                }
+        self.blocks.all.values().find_map(|block| self.block_misses(block))
+    }
+
+    fn block_misses(&self, block: &Block) -> Option<String> {
+        let name = block.record.block;
+        match &block.record.state {
+            _ if !block.fresh => Some(format!("the scheduler has not said where {name} is")),
+            BlockState::Queued(_) | BlockState::Held(_) | BlockState::Intended => None,
+            BlockState::Ended(_) => {
+                (!block.spools_read).then(|| format!("the spools of {name} are not read"))
             }
-        })
+            _ => {
+                let told = block.managers.iter().filter_map(|h| self.managers.get(h)).filter(|m| m.judged);
+                let told = told.count() as u32;
+                (told < block.record.nodes).then(|| {
+                    format!("{told} of {} managers of {name} have told what they hold", block.record.nodes)
+                })
+            }
+        }
     }
 
     fn apply_listed_cancels(&mut self) {
@@ -269,7 +296,7 @@ impl Relay {
             }
             pairs += 1;
         }
-        page.last = true;
+        (page.last, page.rest) = (true, self.recovery.rest);
         self.tell_broker(page);
     }
 

@@ -4,7 +4,7 @@ use super::world::*;
 use crate::*;
 use pf_protocol::api::{CancelRequest, JobState};
 use pf_protocol::job::{JobSpec, Retry};
-use pf_protocol::message::{Credit, Holding, Message, Return, Unfinished};
+use pf_protocol::message::{Credit, Holding, Message, Rest, Return, Unfinished};
 use pf_protocol::outcome::OutcomeKind;
 use pf_protocol::*;
 
@@ -20,7 +20,7 @@ fn unfinished_of(relay: &Relay) -> Unfinished {
 fn two_of_five(spec: JobSpec) -> (World, u64, JobId) {
     let mut w = World::new();
     let conn = w.dial(7, false, None);
-    w.say(conn, Holding { jobs: Vec::new(), last: true });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
     w.say(conn, Credit { tasks_upto: 2, bytes_upto: 1 << 20 });
     let job = w.submit(spec, 5);
     (w, conn, job)
@@ -81,7 +81,7 @@ fn an_absent_relay_is_told_when_it_is_back_even_by_another_broker() {
     let told = &page.jobs[0];
     assert_eq!((&told.tasks, &told.cancel, told.kill), (&set(&[0, 1, 2, 3]), &set(&[0]), true));
     // It holds neither: one ends as cancelled, the others are queued again.
-    w.say(conn, Holding { jobs: Vec::new(), last: true });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
     assert_eq!(w.task(job, 0).row.state, "cancelled");
     assert_eq!(w.counts(job).queued, 3);
 }

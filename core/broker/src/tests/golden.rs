@@ -96,6 +96,7 @@ fn all() -> Vec<Record> {
         RelayEnded { at_us, endpoint, epoch: Epoch(2) }.into(),
         TokenAdded { at_us, owner: OwnerId(1), name: "laptop".into(), hash: ContentHash([6; 32]) }.into(),
         TokenRevoked { at_us, owner: OwnerId(1), name: "laptop".into() }.into(),
+        TasksHanded { at_us, job: JobId(7), tasks: Ranges::from_range(2, 5) }.into(),
     ]
 }
 

@@ -95,7 +95,10 @@ fn a_full_disk_refuses_new_work_and_takes_outcomes() {
     let mut w = World::new();
     let conn = w.relay();
     let job = w.submit(command(), 1);
-    w.feed(Input::Pressure(Some("3 MiB are left".into())));
+    w.feed(Input::Pressure(Some(PutError::Busy("64 MiB".into()))));
+    let refusal = w.try_submit(command(), Tasks { count: 1, ..Tasks::default() }, false).unwrap_err();
+    assert_eq!((refusal.code.name(), refusal.body().retryable), ("busy", true));
+    w.feed(Input::Pressure(Some(PutError::Full("3 MiB are left".into()))));
     let refusal = w.try_submit(command(), Tasks { count: 1, ..Tasks::default() }, false).unwrap_err();
     assert_eq!((refusal.code.name(), refusal.code.status()), ("disk_full", 507));
     assert!(refusal.body().retryable);

@@ -4,7 +4,7 @@ use super::world::*;
 use crate::*;
 use pf_protocol::api::CancelRequest;
 use pf_protocol::job::{After, JobSpec, OnLost, Retry};
-use pf_protocol::message::{Holding, Return};
+use pf_protocol::message::{Holding, Rest, Return};
 use pf_protocol::outcome::{Outcome, OutcomeKind};
 use pf_protocol::*;
 use proptest::prelude::*;
@@ -100,7 +100,14 @@ fn play(w: &mut World, conn: &mut u64, step: Step, snapshots: &mut Vec<(u64, Vec
         Step::Reconnect { holds } => {
             w.feed(Input::ConnClosed { conn: *conn });
             *conn = w.dial(7, false, None);
-            w.say(*conn, Holding { jobs: vec![(JobId(1), Ranges::from_range(0, holds))], last: true });
+            w.say(
+                *conn,
+                Holding {
+                    jobs: vec![(JobId(1), Ranges::from_range(0, holds))],
+                    last: true,
+                    rest: Rest::NotStarted,
+                },
+            );
             w.say(*conn, message::Credit { tasks_upto: 9, bytes_upto: 1 << 20 });
         }
         Step::Forget { job } => drop(w.ask(Request::Forget { job: JobId(job) })),
@@ -149,7 +156,7 @@ fn what_a_crash_left_between_two_records_is_ended_at_the_next_start() {
     w.restart();
     assert!(w.summary(second).ended_ms.is_none(), "it may be at the relay as far as the log can tell");
     let conn = w.dial(7, false, None);
-    w.say(conn, Holding { jobs: Vec::new(), last: true });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
     assert_eq!(w.summary(second).state, pf_protocol::api::JobState::Cancelled);
 }
 

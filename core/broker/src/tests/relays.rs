@@ -2,6 +2,7 @@
 
 use super::world::*;
 use crate::*;
+use pf_protocol::job::{JobSpec, OnLost};
 use pf_protocol::message::*;
 use pf_protocol::outcome::{Outcome, OutcomeKind};
 use pf_protocol::*;
@@ -98,7 +99,7 @@ fn tasks_are_handed_out_within_credit_after_their_submit_is_synced() {
     w.say(conn, Credit { tasks_upto: 3, bytes_upto: 100 });
     let job = w.submit(command(), 5);
     assert_eq!(w.got(conn).assigned_count(), 0, "not before it said what it holds");
-    w.say(conn, Holding { jobs: Vec::new(), last: true });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
     assert_eq!(w.got(conn).assigned_count(), 3);
     w.say(conn, Credit { tasks_upto: 4, bytes_upto: 100 });
     assert_eq!(w.got(conn).assigned_count(), 4);
@@ -118,7 +119,7 @@ fn tasks_are_handed_out_within_credit_after_their_submit_is_synced() {
 fn credit_counts_bytes_of_items_too() {
     let mut w = World::new();
     let conn = w.dial(7, false, None);
-    w.say(conn, Holding { jobs: Vec::new(), last: true });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
     w.say(conn, Credit { tasks_upto: 100, bytes_upto: 7 });
     w.try_submit(command(), World::items(&["aaa", "bbb", "ccc"]), false).unwrap();
     assert_eq!(w.got(conn).assigned_count(), 2);
@@ -137,11 +138,79 @@ fn what_the_relay_does_not_hold_is_queued_again_and_what_it_holds_is_not() {
     let page =
         w.got(conn).last(|m| if let Message::Unfinished(u) = m { Some(u.clone()) } else { None }).unwrap();
     assert_eq!((&page.jobs[0].tasks, page.last), (&set(&[0, 1, 2, 3]), true));
-    w.say(conn, Holding { jobs: vec![(job, set(&[0]))], last: false });
+    w.say(conn, Holding { jobs: vec![(job, set(&[0]))], last: false, rest: Rest::NotStarted });
     assert_eq!(w.got(conn).assigned_count(), 0);
-    w.say(conn, Holding { jobs: vec![(job, set(&[2]))], last: true });
+    w.say(conn, Holding { jobs: vec![(job, set(&[2]))], last: true, rest: Rest::NotStarted });
     let again: Vec<Ranges> = w.got(conn).assigned().into_iter().map(|b| b.tasks).collect();
     assert_eq!(again, [set(&[1, 3])]);
+}
+
+/// A job of four tasks, of which three were handed out; then the relay and its managers die, and a new relay holds task 0 and says `rest`.
+/// With `restart` the broker dies too.
+fn after_all_died(on_lost: OnLost, rest: Rest, restart: bool) -> (World, u64, JobId) {
+    let mut w = World::new();
+    let conn = w.dial(7, false, None);
+    w.say(conn, Credit { tasks_upto: 3, bytes_upto: 100 });
+    w.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
+    let job = w.submit(JobSpec { on_lost, ..command() }, 4);
+    assert_eq!(w.got(conn).assigned_count(), 3);
+    w.feed(Input::ConnClosed { conn });
+    if restart {
+        w.restart();
+    }
+    let conn = w.dial(8, true, None);
+    w.say(conn, Holding { jobs: vec![(job, set(&[0]))], last: true, rest });
+    w.say(conn, Credit { tasks_upto: 100, bytes_upto: 100 });
+    (w, conn, job)
+}
+
+#[test]
+fn what_may_have_started_where_all_died_is_treated_as_the_job_wants() {
+    for restart in [false, true] {
+        for rest in [Rest::NotStarted, Rest::Over, Rest::Unknown] {
+            let known = rest == Rest::NotStarted;
+            let (mut w, conn, job) = after_all_died(OnLost::Rerun, rest, restart);
+            assert_eq!((w.got(conn).assigned_count(), w.counts(job).failed), (3, 0), "{rest:?}");
+            let (mut w, conn, job) = after_all_died(OnLost::Fail, rest, restart);
+            // Of the three that were handed out one is held; the fourth was never handed out.
+            let expected = if known { (3, 0) } else { (1, 2) };
+            assert_eq!((w.got(conn).assigned_count(), w.counts(job).failed), expected, "{rest:?}");
+            let (mut w, conn, job) = after_all_died(OnLost::Wait, rest, restart);
+            let expected = if rest == Rest::Unknown { (1, 0) } else { (3, 0) };
+            assert_eq!((w.got(conn).assigned_count(), w.counts(job).failed), expected, "{rest:?}");
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_proof_runs_again_once_it_comes() {
+    let (mut w, conn, job) = after_all_died(OnLost::Wait, Rest::Unknown, true);
+    assert_eq!((w.got(conn).assigned_count(), w.counts(job).assigned), (1, 4));
+    // One of the two is heard of after all, under its old attempt.
+    let attempt = AttemptId { epoch: Epoch(1), n: 1 };
+    w.report(conn, vec![Outcome { attempt, ..outcome(job, 1, OutcomeKind::Exit) }]);
+    assert_eq!(w.counts(job).failed, 1);
+    w.say(conn, Holding { jobs: vec![(job, set(&[0]))], last: true, rest: Rest::Over });
+    // The fourth, on its way, is not in that list, and stays where it is.
+    let all: Vec<Ranges> = w.got(conn).assigned().into_iter().map(|b| b.tasks).collect();
+    assert_eq!(all, [set(&[3]), set(&[2])]);
+}
+
+#[test]
+fn tasks_that_must_not_run_twice_are_written_down_before_they_leave() {
+    let mut w = World::new();
+    let conn = w.relay();
+    w.auto_sync = false;
+    let request = w.submit_request(
+        JobSpec { on_lost: OnLost::Fail, ..command() },
+        Tasks { count: 2, ..Tasks::default() },
+        false,
+    );
+    w.ask_later(ME, request);
+    w.feed(Input::Synced { position: w.disk.records.len() as u64 });
+    assert_eq!(w.got(conn).assigned_count(), 0, "the record of it is not synced");
+    w.feed(Input::Synced { position: w.disk.records.len() as u64 });
+    assert_eq!(w.got(conn).assigned_count(), 2);
 }
 
 #[test]
@@ -155,7 +224,7 @@ fn after_a_restart_what_was_possibly_handed_out_is_asked_for() {
     assert_eq!(w.counts(before).assigned, 2);
     let conn = w.dial(9, true, None);
     w.say(conn, Credit { tasks_upto: 100, bytes_upto: 100 });
-    w.say(conn, Holding { jobs: vec![(before, set(&[1]))], last: true });
+    w.say(conn, Holding { jobs: vec![(before, set(&[1]))], last: true, rest: Rest::NotStarted });
     assert_eq!(w.got(conn).assigned_count(), 1);
     // The claimed one may end with an attempt of an older epoch; the other one has a newer attempt by now.
     let old = |index| Outcome {

@@ -244,7 +244,7 @@ impl World {
     /// A relay with credit that holds nothing.
     pub fn relay(&mut self) -> u64 {
         let conn = self.dial(7, false, None);
-        self.say(conn, Holding { jobs: Vec::new(), last: true });
+        self.say(conn, Holding { jobs: Vec::new(), last: true, rest: Rest::NotStarted });
         self.say(conn, Credit { tasks_upto: 100_000, bytes_upto: 1 << 30 });
         conn
     }

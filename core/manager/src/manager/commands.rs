@@ -2,7 +2,7 @@
 
 use super::attempts::{Ending, State};
 use super::{AttemptEnd, ManagerCore};
-use crate::{Effect, ProcessEnd, ProcessStatus};
+use crate::{Effect, OutOfMemory, ProcessEnd, ProcessStatus};
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::{AttemptId, Micros};
 
@@ -76,13 +76,7 @@ pub(super) fn judge(
         }
         // `Lost`, not `NodeLost`: the manager itself tells it, so the task is no suspect.
         (Some(Ending::GivenUp(why)), _) => (OutcomeKind::Lost, format!("killed: {why}")),
-        (None, _) if end.out_of_memory => {
-            let peak = end.usage.max_rss_kib >> 10;
-            (
-                OutcomeKind::OutOfMemory,
-                format!("killed by the kernel for want of memory; its largest process had {peak} MiB"),
-            )
-        }
+        (None, _) if end.out_of_memory.is_some() => (OutcomeKind::OutOfMemory, want_of_memory(end)),
         (None, ProcessStatus::Exit(code)) => (OutcomeKind::Exit, format!("exit code {code}")),
         (None, ProcessStatus::Signal(signal)) => {
             (OutcomeKind::Signal, format!("killed by {}", signal_name(signal)))
@@ -97,6 +91,19 @@ pub(super) fn judge(
         ProcessStatus::Signal(signal) => error.signal = Some(signal),
     }
     (kind, Some(error))
+}
+
+fn want_of_memory(end: &ProcessEnd) -> String {
+    match end.out_of_memory {
+        Some(OutOfMemory::Limit { used_bytes, limit_bytes }) => {
+            let (used, limit) = (used_bytes >> 20, limit_bytes >> 20);
+            format!("killed at its memory limit: it may have {limit} MiB and had {used} MiB")
+        }
+        _ => {
+            let peak = end.usage.max_rss_kib >> 10;
+            format!("killed by the kernel for want of memory; its largest process had {peak} MiB")
+        }
+    }
 }
 
 /// Adds the end of the standard error.

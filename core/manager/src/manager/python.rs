@@ -6,6 +6,7 @@ use super::workers::{Phase, Worker};
 use super::{AttemptEnd, ManagerCore};
 use crate::limits::{SKIP_GRACE_US, WORKER_REQUEUES_MAX, WORKER_REST_US, WORKER_START_FAILURES_MAX};
 use crate::{Effect, ProcessEnd, ProcessStatus, WorkerAnswer, WorkerEnd};
+use pf_protocol::job::OnLost;
 use pf_protocol::limits::PAYLOAD_BYTES_MAX;
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
 use pf_protocol::{AttemptId, Micros};
@@ -171,7 +172,9 @@ impl ManagerCore {
         let mut again = Vec::new();
         let mut running = None;
         while let Some(first) = worker.pop() {
-            if first.seq <= marked {
+            if first.seq <= marked && self.must_not_run_twice(first.attempt) {
+                self.end_without_answer(now, first.attempt, end);
+            } else if first.seq <= marked {
                 match self.attempts.all.get_mut(&first.attempt) {
                     // Ended on purpose: its end is known whatever it said last.
                     Some(attempt) if attempt.ending.is_some() => running = Some(first.attempt),
@@ -195,6 +198,22 @@ impl ManagerCore {
             .partition(|id| self.attempts.all.get(id).is_some_and(|a| a.requeues > WORKER_REQUEUES_MAX));
         lost.into_iter().for_each(|id| self.end_with_worker(now, id, end));
         self.requeue(now, again);
+    }
+
+    /// Whether its job wants no second run, and it is not being ended for a reason of its own.
+    fn must_not_run_twice(&self, id: AttemptId) -> bool {
+        let attempt = self.attempts.all.get(&id).filter(|attempt| attempt.ending.is_none());
+        let job = attempt.and_then(|attempt| self.attempts.jobs.get(&attempt.job));
+        job.is_some_and(|job| job.def.spec.on_lost == OnLost::Fail)
+    }
+
+    /// It ran to its end, and what it answered went down with the worker.
+    fn end_without_answer(&mut self, now: Micros, id: AttemptId, end: &ProcessEnd) {
+        let message = "it ran to its end, but its worker process ended before it had told the result".into();
+        let hint = "its job says that nothing runs twice; `pf job retry --failed` runs it again".to_string();
+        let error = ErrorDetail { message, hint: Some(hint), ..ErrorDetail::default() };
+        let lost = AttemptEnd::new(OutcomeKind::Lost, now, 0).failed(with_tail(error, end));
+        self.end_attempt(id, lost, b"");
     }
 
     /// An attempt ends with the worker under it.

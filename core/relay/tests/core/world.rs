@@ -45,6 +45,8 @@ pub struct World {
     pub confirm: bool,
     pub holding: BTreeMap<JobId, Ranges>,
     pub holdings: u32,
+    /// What the last list said of the rest.
+    pub rest: pf_protocol::message::Rest,
     pub returned: BTreeMap<JobId, Ranges>,
     pub reports: Vec<pf_protocol::report::EndpointReport>,
     pub answers: Vec<Answer>,
@@ -106,6 +108,7 @@ impl World {
             confirm: true,
             holding: BTreeMap::new(),
             holdings: 0,
+            rest: pf_protocol::message::Rest::Unknown,
             returned: BTreeMap::new(),
             reports: Vec::new(),
             answers: Vec::new(),
@@ -289,6 +292,7 @@ impl World {
                     self.holding.entry(job).or_default().union_with(&tasks);
                 }
                 self.holdings += u32::from(page.last);
+                self.rest = page.rest;
             }
             Message::Return(back) => {
                 for (job, tasks) in back.jobs {

@@ -79,7 +79,7 @@ impl World {
         let end = manager::ProcessEnd {
             status,
             usage: Usage::default(),
-            out_of_memory: false,
+            out_of_memory: None,
             stderr_tail: String::new(),
         };
         self.tell_manager(place, manager::Input::CommandEnded { attempt, end });

@@ -35,7 +35,7 @@ pub(super) struct Rig {
 
 pub(super) fn exit(code: i32) -> ProcessEnd {
     let status = ProcessStatus::Exit(code);
-    ProcessEnd { status, usage: Usage::default(), out_of_memory: false, stderr_tail: String::new() }
+    ProcessEnd { status, usage: Usage::default(), out_of_memory: None, stderr_tail: String::new() }
 }
 
 pub(super) fn killed(signal: i32) -> ProcessEnd {

@@ -117,3 +117,20 @@ fn a_worker_that_answers_what_was_not_asked_is_killed() {
     rig.give(Input::WorkerAnswers { worker: 1, answers: vec![answer] });
     assert_eq!(rig.worker_signals, [(1, 9)]);
 }
+
+#[test]
+fn what_ended_without_an_answer_is_not_run_again_if_nothing_may_run_twice() {
+    let mut rig = Rig::new(1);
+    rig.define(1, JobSpec { on_lost: pf_protocol::job::OnLost::Fail, ..python() });
+    let ids = rig.dispatch(1, 5);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.answer(1, 1, 10);
+    // As above: the second and third ended unheard, the fourth was running, the fifth had not started.
+    rig.give(Input::WorkerGone { worker: 1, end: WorkerEnd::Ended { end: killed(11), marked: 3 } });
+    rig.turn_end();
+    let ends: Vec<_> = rig.outcomes().into_iter().map(|o| (o.attempt, o.kind, o.ran)).collect();
+    let lost = |n: usize| (ids[n], OutcomeKind::Lost, Ran::Yes);
+    assert_eq!(ends[1..], [lost(1), lost(2), (ids[3], OutcomeKind::WorkerLost, Ran::Yes)]);
+    rig.give(Input::WorkerUp { worker: 2 });
+    assert_eq!(rig.workers[&2].iter().map(|t| t.attempt).collect::<Vec<_>>(), [ids[4]]);
+}
