@@ -54,7 +54,7 @@ impl ManagerCore {
     pub(super) fn ending_of(&self, told: Option<&Ending>, end: &ProcessEnd) -> Option<Ending> {
         let with_us =
             matches!(end.status, ProcessStatus::Signal(s) if s == SIGKILL || TOLD_TO_END.contains(&s));
-        let with_us = with_us && !end.out_of_memory;
+        let with_us = with_us && end.out_of_memory.is_none();
         let drain = self.drain.as_ref().filter(|_| with_us);
         told.cloned().or_else(|| drain.map(|drain| Ending::GivenUp(drain.reason.clone())))
     }
