@@ -13,6 +13,7 @@
 //! 4. When [`Pressure::log_bytes`] outgrows the state, [`Store::snapshot`].
 //!
 //! The files are described in `folder`, their bytes in `frame`, `payload` and `snapshot`; `tests/golden.rs` pins them.
+mod chunk;
 mod error;
 mod folder;
 mod frame;

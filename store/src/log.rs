@@ -6,12 +6,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::chunk::Chunk;
 use crate::error::{IoContext, StoreError};
 use crate::folder::{self, SegmentId};
 use crate::frame::{
     self, Before, FRAME_HEADER_BYTES, FrameHeader, Link, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use crate::payload::Chunk;
 use crate::queue::Batch;
 use crate::space::{self, Space, ZeroAhead};
 

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pf_protocol::BlobRef;
 
+use crate::chunk::Chunk;
 use crate::error::{IoContext, StoreError};
 use crate::folder;
-use crate::frame::Piece;
 use crate::limits::{BLOB_BYTES_MAX, OPEN_PAYLOAD_FILES_MAX, PAYLOAD_STEP_BYTES};
 use crate::scan::read_up_to;
 use crate::space::{self, Space, ZeroAhead};
@@ -50,33 +50,6 @@ pub(crate) fn blob_header(job: u64, bytes: &[u8]) -> [u8; BLOB_HEADER_BYTES as u
     hasher.update(bytes);
     out[4..8].copy_from_slice(&hasher.finalize().to_le_bytes());
     out
-}
-
-/// Bytes of one payload segment that are not on disk yet.
-#[derive(Debug, Default)]
-pub(crate) struct Chunk {
-    pub segment: u32,
-    pub offset: u32,
-    pub bytes: Vec<u8>,
-}
-
-impl Chunk {
-    fn end(&self) -> u64 {
-        u64::from(self.offset) + self.bytes.len() as u64
-    }
-
-    /// What a frame carries of it: all.
-    pub fn as_piece(&self) -> Piece<'_> {
-        Piece { segment: self.segment, offset: self.offset, bytes: &self.bytes }
-    }
-
-    fn slice(&self, blob: BlobRef) -> Option<&[u8]> {
-        let start = blob.offset.checked_sub(self.offset)? as usize;
-        if blob.segment != self.segment {
-            return None;
-        }
-        self.bytes.get(start..start.checked_add(blob.len as usize)?)
-    }
 }
 
 #[derive(Debug, Default)]

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::chunk::Chunk;
 use crate::error::StoreError;
 use crate::frame::FRAME_HEADER_BYTES;
 use crate::limits::FRAME_JOIN_BYTES;
-use crate::payload::Chunk;
 
 /// Emptied buffers kept for the next batches.
 const SPARE_BUFFERS_MAX: usize = 4;

@@ -526,7 +526,8 @@ impl World {
     /// Time goes by, with every timer of the relay, and heartbeats of all that are connected.
     pub fn pass(&mut self, us: u64) {
         let end = self.now + us;
-        while self.now < end {
+        // A relay that has left sets no timer any more.
+        while self.now < end && self.exit.is_none() {
             self.now = self.timer.clamp(self.now + 1, end).min(self.now + 500_000);
             let (mut events, mut out) = (Vec::new(), Vec::new());
             self.broker.on_timer(self.now, &mut events, &mut out);
