@@ -118,7 +118,7 @@ pub fn first_missing(settings: &Settings, endpoint: &str, required: &[String]) -
             own.filter(|(full, _)| full.rsplit('.').next() == Some(key)).map(|(_, (value, _))| value);
         values.any(|v| *v != Value::Text(String::new()) && *v != Value::Texts(Vec::new()))
     };
-    required.iter().find(|key| !says(key) && !(*key == "account" && says("accounts"))).cloned()
+    required.iter().find(|key| !(says(key) || *key == "account" && says("accounts"))).cloned()
 }
 
 /// Reads values by name; the register has checked their kinds.

@@ -27,7 +27,9 @@ impl Drop for Traces {
         self.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
         let _ = std::fs::remove_dir_all(&self.dir);
         // Only if no other probe is in it.
-        self.dir.parent().map(std::fs::remove_dir).map(drop);
+        if let Some(parent) = self.dir.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
     }
 }
 
