@@ -81,7 +81,8 @@ fn facts_have_sources() {
 
 #[test]
 fn detection_finds_one_machine_for_each_login_node() {
-    let cases: &[(&[(&str, &str)], &str, &[&str])] = &[
+    type Case = (&'static [(&'static str, &'static str)], &'static str, &'static [&'static str]);
+    let cases: &[Case] = &[
         (&[("NERSC_HOST", "perlmutter")], "login07", &["perlmutter"]),
         (&[("NERSC_HOST", "cori")], "cori03", &["cori"]),
         (&[], "login05.frontier.olcf.ornl.gov", &["frontier"]),

@@ -1,7 +1,5 @@
 //! Why there is, or is not, another block: as a person sees it, with the real binary.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
-
 use pf_tests::site::{Site, wait_for};
 use std::fs;
 
