@@ -48,7 +48,7 @@ fn a_drain_lets_run_what_runs_and_exits_once_all_is_confirmed() {
 
 #[test]
 fn a_sigterm_of_the_host_ends_tasks_with_their_manager_and_not_as_failures() {
-    let kinds = |rig: &Rig| rig.outcomes().iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
+    let kinds = |rig: &Rig| rig.outcomes().iter().map(|o| o.kind).collect::<Vec<_>>();
     // The task's end is seen before the manager's own signal, or after it. srun passes on SIGUSR1 and SIGUSR2 as well.
     for (first, signal) in [(true, 15), (false, 15), (true, 12), (false, 10)] {
         let mut rig = Rig::new(1);
