@@ -147,11 +147,16 @@ impl Relay {
             }
             return;
         }
+        // Without another node to compare with, a task that kills its manager looks the same, and nothing would be left to run on.
+        let others_live = self.managers.values().any(|m| m.node != node && m.usable());
         let book = self.nodes.entry(node.into()).or_default();
         book.deaths += 1;
-        if book.deaths >= DEATHS_MAX {
+        if book.deaths >= DEATHS_MAX && others_live {
             let seconds = SETTLED_US / 1_000_000;
-            let reason = format!("{} managers in a row died on it within {seconds} s", book.deaths);
+            let reason = format!(
+                "{} managers in a row died on it within {seconds} s, while others live on other nodes",
+                book.deaths
+            );
             self.quarantine(node, reason);
         }
     }

@@ -125,3 +125,23 @@ fn a_node_whose_managers_die_young_again_and_again_is_quarantined() {
     assert_eq!(quarantined(&world), ["n0"]);
     assert!(world.managers[&handle].held.is_empty());
 }
+
+#[test]
+fn the_only_node_is_not_quarantined_for_deaths() {
+    let mut world = World::new(Scaling { max_blocks: 1, ..scaling() });
+    world.connect_broker();
+    world.define(1, JobSpec::default());
+    world.assign(1, 0, 250);
+    world.start_block(1, 1, 4);
+    let mut handle = 1;
+    for _ in 0..5 {
+        world.pass(SECOND);
+        world.cut_manager(handle);
+        let ended = vec![(0, "signal 9".to_string())];
+        world.pilot_says(1, PilotReport { walltime_left_ms: 3_000_000, ended });
+        handle = world.add_manager(1, 0, 4);
+    }
+    world.pass(SECOND);
+    assert!(quarantined(&world).is_empty());
+    assert!(!world.managers[&handle].held.is_empty(), "it gets tasks: there is no better node");
+}
