@@ -176,7 +176,7 @@ impl RelayNode {
                 self.work.order(Order::Submit { record, address: self.address.clone() });
             }
             Effect::QueryBlocks { blocks } => self.work.order(Order::Query { blocks }),
-            Effect::CancelBlock { record } => self.work.order(Order::Cancel { record }),
+            Effect::CancelBlock { record, round } => self.work.order(Order::Cancel { record, round }),
             Effect::BlockOver { record } => self.desk.shut_out(record.block),
             Effect::ReadSpools { record } => self.work.order(Order::ReadSpools { record }),
             Effect::TidyBlocks { keep, upto } => self.work.order(Order::Tidy { keep, upto }),

@@ -28,8 +28,8 @@ pub(crate) struct Scheduler {
     pub desk: Arc<Desk>,
     pub provider: Box<dyn Provider>,
     pub rates: Rates,
-    /// When the submit of a block ended, Unix milliseconds: an older answer cannot list it.
-    pub submitted: Mutex<BTreeMap<BlockId, u64>>,
+    /// When the submit of a block ended, Unix milliseconds: an older answer cannot list it. None while it is under way.
+    pub submitted: Mutex<BTreeMap<BlockId, Option<u64>>>,
 }
 
 /// A block that the status did not list when it was asked last.
@@ -51,7 +51,12 @@ enum Failure {
 }
 
 impl Scheduler {
+    fn note_submit(&self, block: BlockId, ended: Option<u64>) {
+        self.submitted.lock().unwrap_or_else(PoisonError::into_inner).insert(block, ended);
+    }
+
     pub fn submit(&self, record: &BlockRecord, address: &Address) {
+        self.note_submit(record.block, None);
         let result = match blockdir::prepare(&self.options, record, address) {
             Ok(key) => {
                 self.desk.let_in(record.block, key);
@@ -59,7 +64,7 @@ impl Scheduler {
             }
             Err(error) => SubmitResult::Refused(chain(&error)),
         };
-        self.submitted.lock().unwrap_or_else(PoisonError::into_inner).insert(record.block, unix_ms());
+        self.note_submit(record.block, Some(unix_ms()));
         self.desk.put(Input::Submitted { block: record.block, result });
     }
 
@@ -126,7 +131,7 @@ impl Scheduler {
         let output = if self.provider.status_is_for_all() {
             let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
             submitted.retain(|id, _| blocks.iter().any(|b| b.block == *id));
-            let since = submitted.values().copied().max().unwrap_or(0);
+            let since = submitted.values().flatten().copied().max().unwrap_or(0);
             drop(submitted);
             self.rates.status(since, run)?
         } else {
@@ -153,7 +158,9 @@ impl Scheduler {
             .map(|o| seen_of(o.clone()))
             .collect();
         let mut lookups = 0;
-        for record in blocks.iter().filter(|b| !listed.iter().any(|o| is_of(o, b))) {
+        let submits = self.submitted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let under_way = |b: &BlockRecord| submits.get(&b.block) == Some(&None);
+        for record in blocks.iter().filter(|b| !under_way(b) && !listed.iter().any(|o| is_of(o, b))) {
             let now = Instant::now();
             let entry = missing.entry(record.block).or_insert_with(|| Missing {
                 since: now,
@@ -219,11 +226,12 @@ impl Scheduler {
         })
     }
 
-    pub fn cancel(&self, record: &BlockRecord) {
-        let result = self.provider.cancel(&self.known(record), 0).map_err(|e| chain(&e)).and_then(|plan| {
-            let output = command::run_within(&plan, None, COMMAND_TIME_MAX).map_err(|e| chain(&e))?;
-            self.provider.cancelled(&output).map_err(|e| chain(&e))
-        });
+    pub fn cancel(&self, record: &BlockRecord, round: u32) {
+        let result =
+            self.provider.cancel(&self.known(record), round).map_err(|e| chain(&e)).and_then(|plan| {
+                let output = command::run_within(&plan, None, COMMAND_TIME_MAX).map_err(|e| chain(&e))?;
+                self.provider.cancelled(&output).map_err(|e| chain(&e))
+            });
         self.desk.put(Input::BlockCancelled { block: record.block, result });
     }
 

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub(crate) enum Order {
     Submit { record: BlockRecord, address: Address },
     Query { blocks: Vec<BlockRecord> },
-    Cancel { record: BlockRecord },
+    Cancel { record: BlockRecord, round: u32 },
     SaveRoster { roster: Box<Roster> },
     RefreshTickets { blocks: Vec<BlockRecord>, address: Address, port: String },
     ReadSpools { record: BlockRecord },
@@ -131,7 +131,7 @@ fn scheduler_thread(name: &str, scheduler: &Arc<Scheduler>) -> Result<Sender<Ord
     thread(name, move |order| match order {
         Order::Submit { record, address } => scheduler.submit(&record, &address),
         Order::Query { blocks } => scheduler.query(&blocks, &mut missing),
-        Order::Cancel { record } => scheduler.cancel(&record),
+        Order::Cancel { record, round } => scheduler.cancel(&record, round),
         _ => tracing::error!("an order for the files came to a thread of the scheduler"),
     })
 }

@@ -1,7 +1,7 @@
 //! Blocks: what is known of each, how its intent gets to disk and to the scheduler, how it comes up, how it is told to end.
 
 use crate::io::{BlockRecord, Effect, Roster, SubmitResult};
-use crate::limits::{DRAIN_MS, LATER_US};
+use crate::limits::{CANCEL_AGAIN_US, DRAIN_MS, LATER_US};
 use crate::relay::Relay;
 use crate::scaling::Scaling;
 use pf_protocol::message::Drain;
@@ -43,6 +43,9 @@ pub(crate) struct Block {
     /// Told to drain: since when, why.
     pub drain: Option<(Micros, String)>,
     pub cancel_asked: bool,
+    /// How often it was cancelled, and when last: a cancel that was taken is no end.
+    pub cancels: u32,
+    pub cancel_at: Micros,
     pub log_tail: Option<String>,
     /// Managers to be buried once the spools are read, and why.
     pub to_bury: Vec<(u32, String)>,
@@ -287,6 +290,22 @@ impl Relay {
         for id in late {
             self.cancel_at_scheduler(id);
         }
+        self.cancel_again();
+    }
+
+    /// A block that a cancel did not end is cancelled again, and people are told.
+    fn cancel_again(&mut self) {
+        let now = self.now;
+        let patience = |b: &Block| CANCEL_AGAIN_US << b.cancels.saturating_sub(1).min(6);
+        let still = self.blocks.live().filter(|b| b.cancel_asked && now >= b.cancel_at + patience(b));
+        let still: Vec<_> =
+            still.map(|b| (b.record.block, b.cancels, (now - b.cancel_at) / 1_000_000)).collect();
+        for (id, cancels, seconds) in still {
+            self.decide(format!(
+                "{id} is still there {seconds} s after cancel {cancels}: it is cancelled again"
+            ));
+            self.cancel_at_scheduler(id);
+        }
     }
 
     fn cancel_at_scheduler(&mut self, id: BlockId) {
@@ -296,7 +315,10 @@ impl Relay {
             // Its intent is not even on disk: nothing was submitted.
             return self.block_over(id, BlockEnd::Cancelled);
         }
-        self.effects.push(Effect::CancelBlock { record: block.record.clone() });
+        let round = block.cancels;
+        block.cancels += 1;
+        block.cancel_at = self.now;
+        self.effects.push(Effect::CancelBlock { record: block.record.clone(), round });
     }
 
     /// Ends one block now; false if there is no such block.

@@ -308,6 +308,8 @@ pub enum Effect {
     CancelBlock {
         /// The block.
         record: BlockRecord,
+        /// Cancels of it that were taken before and did not end it.
+        round: u32,
     },
     /// The block is over: its key is worth nothing from now on.
     BlockOver {

@@ -118,6 +118,10 @@ pub const LATER_US: u64 = 60_000_000;
 /// A block that was told to drain and has not ended after this is cancelled at the scheduler, milliseconds.
 pub const DRAIN_MS: u64 = 10_000;
 
+/// A block that is still there this long after its cancel was taken is cancelled again, microseconds; doubles with each. Schedulers say SIGTERM
+/// first and give half a minute, as a rule.
+pub const CANCEL_AGAIN_US: u64 = 90_000_000;
+
 /// After a stop, the broker gets this long to confirm the last outcomes, microseconds.
 pub const STOP_CONFIRM_US: u64 = 30_000_000;
 

@@ -6,7 +6,7 @@ use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Ask, AskWhat};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
-use pf_relay_core::{Accounts, Roster, Scaling, Shape, SubmitResult};
+use pf_relay_core::{Accounts, Input, Roster, Scaling, Shape, SubmitResult};
 
 const SECOND: u64 = 1_000_000;
 
@@ -191,6 +191,23 @@ fn a_block_that_somebody_else_cancels_is_not_back_at_once() {
     assert_eq!((world.submits.len(), failures(&world.roster)), (1, 0));
     world.pass(10 * SECOND);
     assert_eq!(world.submits.len(), 2);
+}
+
+#[test]
+fn a_cancel_that_was_taken_is_no_end() {
+    let mut world = begin(scaling(), 4);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.deaf_cancels = 2;
+    world.input(Input::Stop { kill: true });
+    world.pass(60 * SECOND);
+    assert_eq!((world.cancels.len(), world.exit.is_some()), (1, false), "it has time to end");
+    world.pass(60 * SECOND);
+    assert_eq!(world.cancels.len(), 2);
+    assert!(world.relay.report().decisions.iter().any(|d| d.text.contains("still there")));
+    world.pass(120 * SECOND);
+    assert_eq!((world.cancels.len(), world.exit.is_some()), (2, false), "twice as long before the next");
+    world.pass(120 * SECOND);
+    assert_eq!((world.cancels.len(), world.exit.is_some()), (3, true));
 }
 
 #[test]

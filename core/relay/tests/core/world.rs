@@ -60,6 +60,8 @@ pub struct World {
     pub submits: Vec<BlockId>,
     pub submit_result: Option<SubmitResult>,
     pub cancels: Vec<BlockId>,
+    /// The scheduler takes this many cancels that end nothing.
+    pub deaf_cancels: usize,
     pub exit: Option<(String, bool)>,
     pub refused: Vec<Refuse>,
     pub spools: BTreeMap<BlockId, Vec<OutcomeBatch>>,
@@ -122,6 +124,7 @@ impl World {
             submits: Vec::new(),
             submit_result: None,
             cancels: Vec::new(),
+            deaf_cancels: 0,
             exit: None,
             refused: Vec::new(),
             spools: BTreeMap::new(),
@@ -216,9 +219,13 @@ impl World {
                 let seen = Ok(seen.collect());
                 self.input(Input::Blocks { seen });
             }
-            Effect::CancelBlock { record } => {
+            Effect::CancelBlock { record, round } => {
                 self.cancels.push(record.block);
-                self.blocks.insert(record.block, BlockState::Ended(BlockEnd::Cancelled));
+                let before = self.cancels.iter().filter(|b| **b == record.block).count() - 1;
+                assert_eq!(round as usize, before);
+                if self.cancels.len() > self.deaf_cancels {
+                    self.blocks.insert(record.block, BlockState::Ended(BlockEnd::Cancelled));
+                }
                 self.input(Input::BlockCancelled { block: record.block, result: Ok(()) });
             }
             Effect::ReadSpools { record } => {

@@ -77,7 +77,7 @@ impl World {
                 let seen = blocks.iter().filter_map(|b| self.seen(b.block)).collect();
                 self.relay_hears(50 * MS, relay::Input::Blocks { seen: Ok(seen) });
             }
-            relay::Effect::CancelBlock { record } => {
+            relay::Effect::CancelBlock { record, .. } => {
                 self.at(
                     self.now + 100 * MS,
                     Event::BlockIsKilled { block: record.block, how: BlockEnd::Cancelled },
