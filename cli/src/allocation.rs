@@ -27,18 +27,11 @@ struct Kind {
     /// Variable with the job's id; that it is set says that there is an allocation.
     id: &'static str,
     launcher: &'static str,
-    /// Variable with the time of its end, Unix seconds.
-    end_s: Option<&'static str>,
     submit_dir: &'static str,
 }
 
-/// After the manual pages of sbatch (OUTPUT ENVIRONMENT VARIABLES; SLURM_JOB_END_TIME exists since 23.02).
-const KINDS: [Kind; 1] = [Kind {
-    id: "SLURM_JOB_ID",
-    launcher: "srun",
-    end_s: Some("SLURM_JOB_END_TIME"),
-    submit_dir: "SLURM_SUBMIT_DIR",
-}];
+/// After the manual page of sbatch (OUTPUT ENVIRONMENT VARIABLES).
+const KINDS: [Kind; 1] = [Kind { id: "SLURM_JOB_ID", launcher: "srun", submit_dir: "SLURM_SUBMIT_DIR" }];
 
 impl Allocation {
     /// The allocation of a process with this environment at `now_ms` (Unix milliseconds). `left_ms` is what its user says of the time left,
@@ -71,12 +64,11 @@ impl Allocation {
                 .because(e)
                 .hint("--local uses this machine alone")
         })?;
-        let end_ms = kind.end_s.and_then(var).and_then(|s| s.parse::<u64>().ok()).map(|s| s * 1_000);
         Ok(Some(Allocation {
             id,
             launcher: kind.launcher,
             nodes: nodes.len() as u32,
-            left_ms: left_ms.or(end_ms.map(|end| end.saturating_sub(now_ms))),
+            left_ms: left_ms.or_else(|| pf_launcher::job::left_ms(env, now_ms)),
             submit_dir: var(kind.submit_dir).map(PathBuf::from),
         }))
     }

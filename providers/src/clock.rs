@@ -1,4 +1,4 @@
-//! Durations as schedulers print them. Used by every provider that reads one.
+//! Durations as schedulers print and take them. Used by every provider.
 
 /// `[D-][[H:]M:]S` as milliseconds.
 pub(crate) fn clock_ms(text: &str) -> Option<u64> {
@@ -16,6 +16,14 @@ pub(crate) fn clock_ms(text: &str) -> Option<u64> {
 pub(crate) fn hours_words(ms: u64) -> String {
     let s = ms.div_ceil(1_000);
     format!("{:02}:{:02}:{:02}", s / 3_600, s / 60 % 60, s % 60)
+}
+
+/// `[D-]HH:MM:SS`, rounded up to a second.
+pub(crate) fn clock_words(ms: u64) -> String {
+    let s = ms.div_ceil(1_000);
+    let (days, h, m, s) = (s / 86_400, s / 3_600 % 24, s / 60 % 60, s % 60);
+    let clock = format!("{h:02}:{m:02}:{s:02}");
+    if days > 0 { format!("{days}-{clock}") } else { clock }
 }
 
 /// Whole minutes, rounded up, at least one.
@@ -42,6 +50,8 @@ mod tests {
     fn times_are_rounded_up() {
         assert_eq!(hours_words(360_000_001), "100:00:01");
         assert_eq!(hours_words(1), "00:00:01");
+        assert_eq!(clock_words(90_061_001), "1-01:01:02");
+        assert_eq!(clock_words(1), "00:00:01");
         assert_eq!((minutes(1), minutes(60_000), minutes(60_001)), (1, 1, 2));
     }
 }

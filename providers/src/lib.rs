@@ -97,6 +97,14 @@ pub struct Plan {
     pub unset: Vec<&'static str>,
 }
 
+impl Plan {
+    /// A command that reads nothing and writes no file.
+    pub(crate) fn command(argv: &[&str], unset: &[&'static str]) -> Plan {
+        let argv = argv.iter().map(|a| (*a).to_string()).collect();
+        Plan { argv, unset: unset.to_vec(), ..Plan::default() }
+    }
+}
+
 /// What a command said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Output {

@@ -67,15 +67,6 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// `[D-]HH:MM:SS`, rounded up to a second.
-#[must_use]
-pub fn clock_words(ms: u64) -> String {
-    let s = ms.div_ceil(1_000);
-    let (days, h, m, s) = (s / 86_400, s / 3_600 % 24, s / 60 % 60, s % 60);
-    let clock = format!("{h:02}:{m:02}:{s:02}");
-    if days > 0 { format!("{days}-{clock}") } else { clock }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,10 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn words_and_times() {
+    fn words_are_quoted_or_refused() {
         assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(clock_words(90_061_001), "1-01:01:02");
-        assert_eq!(clock_words(1), "00:00:01");
         assert!(one_word("queue", "debug,batch").is_ok());
         for bad in ["", "a b", "-x", "a\nb", "$(x)"] {
             assert!(one_word("queue", bad).is_err(), "{bad:?}");

@@ -2,7 +2,8 @@
 //! more), `scancel`. What these say is read in `slurm_says`. Facts: the man pages of 22.05 and transcripts recorded on it
 //! (`tests/fixtures/slurm`).
 
-use crate::script::{BLOCK_LOG, SCRIPT, block_script, clock_words, one_line, one_word};
+use crate::clock::clock_words;
+use crate::script::{BLOCK_LOG, SCRIPT, block_script, one_word};
 use crate::slurm_says as says;
 use crate::words::words;
 use crate::{Asks, BlockRequest, KnownBlock, Observed, Output, Plan, Provider, ProviderError};
@@ -85,7 +86,7 @@ impl Provider for Slurm {
 
     fn status(&self, _blocks: &[KnownBlock]) -> Plan {
         let argv = ["squeue", "--noheader", "--states=all", "--user", &self.user, "--Format", SQUEUE_FIELDS];
-        Plan { argv: argv.map(String::from).into(), unset: vec!["SQUEUE_*"], ..Plan::default() }
+        Plan::command(&argv, &["SQUEUE_*"])
     }
 
     fn observed(&self, output: &Output) -> Result<Vec<Observed>, ProviderError> {
@@ -93,11 +94,7 @@ impl Provider for Slurm {
     }
 
     fn lookup(&self, block: &KnownBlock) -> Vec<Plan> {
-        let plan = |argv: Vec<&str>| Plan {
-            argv: argv.into_iter().map(String::from).collect(),
-            unset: vec!["SACCT_*"],
-            ..Plan::default()
-        };
+        let plan = |argv: &[&str]| Plan::command(argv, &["SACCT_*"]);
         let sacct = [
             "sacct",
             "--noheader",
@@ -107,12 +104,12 @@ impl Provider for Slurm {
         ];
         match &block.id {
             Some(id) => vec![
-                plan(vec!["scontrol", "--oneliner", "show", "job", id]),
-                plan([&sacct[..], &["--jobs", id]].concat()),
+                plan(&["scontrol", "--oneliner", "show", "job", id]),
+                plan(&[&sacct[..], &["--jobs", id]].concat()),
             ],
             // Without `--starttime` only what ran since midnight is told.
             None => vec![plan(
-                [&sacct[..], &["--user", &self.user, "--name", &block.name, "--starttime", "now-7days"]]
+                &[&sacct[..], &["--user", &self.user, "--name", &block.name, "--starttime", "now-7days"]]
                     .concat(),
             )],
         }
@@ -204,9 +201,7 @@ fn directives(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
         let nodes: Result<Vec<&str>, _> = request.exclude.iter().map(|n| one_word("exclude", n)).collect();
         all.push(format!("--exclude={}", nodes?.join(",")));
     }
-    for line in options {
-        all.push(one_line("options", line)?.into());
-    }
+    all.extend(options.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#SBATCH {d}")).collect())
 }
 

@@ -24,7 +24,7 @@ const HEADER: &str = "JobID:State:TimeRemaining:JobName";
 const UNSET: [&str; 4] = ["QSTAT_HEADER", "QSTAT_HEADER_FULL", "CQSTAT_HEADER", "CQSTAT_HEADER_FULL"];
 
 fn plan(argv: &[&str]) -> Plan {
-    Plan { argv: argv.iter().map(|a| (*a).to_string()).collect(), unset: UNSET.to_vec(), ..Plan::default() }
+    Plan::command(argv, &UNSET)
 }
 
 impl Provider for Cobalt {

@@ -52,9 +52,7 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Csm => all.extend(whole_nodes(request)?),
         Make::Ibm | Make::OpenLava => all.extend(slots(make, request)?),
     }
-    for line in options {
-        all.push(one_line("options", line)?.into());
-    }
+    all.extend(options.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#BSUB {d}")).collect())
 }
 

@@ -72,9 +72,8 @@ pub(crate) fn dialect(output: &Output) -> Option<&'static str> {
 }
 
 fn plan(argv: &[&str]) -> Plan {
-    let argv = argv.iter().map(|a| (*a).to_string()).collect();
     // It would add a field to every time.
-    Plan { argv, unset: vec!["LSB_DISPLAY_YEAR"], ..Plan::default() }
+    Plan::command(argv, &["LSB_DISPLAY_YEAR"])
 }
 
 impl Provider for Lsf {

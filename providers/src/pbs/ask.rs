@@ -2,7 +2,7 @@
 
 use super::Make;
 use crate::clock::hours_words;
-use crate::script::{BLOCK_LOG, one_line, one_word};
+use crate::script::{BLOCK_LOG, one_word};
 use crate::{Asks, BlockRequest, ProviderError};
 
 /// What every block has, then what its profile says, then the user's own, of which the last wins.
@@ -59,9 +59,7 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Torque => torque_nodes(request)?,
     });
     all.push(format!("-l walltime={}", hours_words(request.walltime_ms)));
-    for line in options {
-        all.push(one_line("options", line)?.into());
-    }
+    all.extend(options.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#PBS {d}")).collect())
 }
 

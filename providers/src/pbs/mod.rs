@@ -50,7 +50,7 @@ pub(crate) fn dialect(output: &Output) -> Option<&'static str> {
 }
 
 fn plan(argv: &[&str]) -> Plan {
-    Plan { argv: argv.iter().map(|a| (*a).to_string()).collect(), ..Plan::default() }
+    Plan::command(argv, &[])
 }
 
 impl Provider for Pbs {

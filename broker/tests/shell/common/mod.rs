@@ -1,6 +1,4 @@
 //! A whole broker in this process: real store, real sockets, and a relay that runs nothing.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part")]
-#![expect(clippy::unwrap_used, reason = "a test helper fails its test")]
 
 pub mod client;
 pub mod relay;

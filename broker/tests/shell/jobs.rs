@@ -1,11 +1,8 @@
 //! The life of jobs over the API, with a relay that runs nothing, and a broker that is killed.
-#![expect(clippy::unwrap_used, reason = "an unwrap that fails is a failed test")]
 
-mod common;
-
+use crate::common::client::Client;
+use crate::common::{RelayIs, World, eventually, job, key};
 use bytes::Bytes;
-use common::client::Client;
-use common::{RelayIs, World, eventually, job, key};
 use pf_broker::columns::{OutcomeFrame, encode_tasks};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -179,7 +176,7 @@ fn child_broker() {
 fn a_killed_broker_comes_back_with_what_it_acknowledged() {
     let root = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_broker", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "jobs::child_broker", "--nocapture", "--test-threads=1"])
         .env("PF_TEST_CHILD_ROOT", root.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

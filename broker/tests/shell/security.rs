@@ -1,10 +1,7 @@
 //! Who may call, and what becomes of bad input. Everything over real sockets.
-#![expect(clippy::unwrap_used, reason = "an unwrap that fails is a failed test")]
 
-mod common;
-
-use common::client::Client;
-use common::{RelayIs, World, job, key};
+use crate::common::client::Client;
+use crate::common::{RelayIs, World, job, key};
 use pf_broker::{HttpServer, Request};
 use std::io::Read;
 use std::net::TcpStream;
@@ -248,9 +245,9 @@ fn a_relay_from_elsewhere_needs_the_key_of_its_endpoint() {
     let (addresses, server_key) = listen_for_relays(&mut reactor, broker, allow.clone(), &listen).unwrap();
     let (keys, stranger) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let dial = |keys: &KeyPair| DialSpec { address: addresses[0].clone(), server_key, keys: keys.clone() };
-    let far = reactor.add(Box::new(common::relay::FakeRelay::dialling("far", dial(&keys))));
-    let impostor = reactor.add(Box::new(common::relay::FakeRelay::dialling("near", dial(&keys))));
-    let unknown = reactor.add(Box::new(common::relay::FakeRelay::dialling("far", dial(&stranger))));
+    let far = reactor.add(Box::new(crate::common::relay::FakeRelay::dialling("far", dial(&keys))));
+    let impostor = reactor.add(Box::new(crate::common::relay::FakeRelay::dialling("near", dial(&keys))));
+    let unknown = reactor.add(Box::new(crate::common::relay::FakeRelay::dialling("far", dial(&stranger))));
     assert!(far != impostor && impostor != unknown);
     let put =
         |name: &str, key: &KeyPair| Request::PutEndpoint { name: name.into(), relay_key: Some(key.public.0) };
@@ -264,7 +261,7 @@ fn a_relay_from_elsewhere_needs_the_key_of_its_endpoint() {
             Ok(Reply::Endpoint(row)) => row.state.clone(),
             other => panic!("{other:?}"),
         };
-    common::eventually("the relay", || (state("far") == "connected").then_some(()));
+    crate::common::eventually("the relay", || (state("far") == "connected").then_some(()));
     assert_eq!(state("near"), "absent");
     handle.stop();
     thread.join().unwrap();
@@ -279,7 +276,7 @@ fn a_broker_that_lost_its_log_ends_without_a_word() {
     let mut client = world.client();
     client.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(1, false)).ok();
     std::fs::write(root.path().join("log/epoch-00000099"), "").unwrap();
-    let why = common::eventually("the end", || world.handle.failure());
+    let why = crate::common::eventually("the end", || world.handle.failure());
     assert!(!why.is_empty());
     let answer = client.call("PUT", &format!("/v1/jobs/{}", key(2)), &job(1, false));
     assert_eq!(answer.code(), (503, "stopping".into()));
