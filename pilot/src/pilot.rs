@@ -73,6 +73,7 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
         block: ticket.block,
         incarnation,
         scheduler_id: job::id(&place.env).map(String::from),
+        restarts: job::restarts(&place.env),
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
         walltime_end,
         host: place.host,

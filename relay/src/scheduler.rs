@@ -28,6 +28,8 @@ pub(crate) struct Scheduler {
     pub desk: Arc<Desk>,
     pub provider: Box<dyn Provider>,
     pub rates: Rates,
+    /// When this relay began, Unix milliseconds: an older answer may not know of what an earlier one had begun.
+    pub began_ms: u64,
     /// When the submit of a block ended, Unix milliseconds: an older answer cannot list it. None while it is under way.
     pub submitted: Mutex<BTreeMap<BlockId, Option<u64>>>,
 }
@@ -131,7 +133,7 @@ impl Scheduler {
         let output = if self.provider.status_is_for_all() {
             let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
             submitted.retain(|id, _| blocks.iter().any(|b| b.block == *id));
-            let since = submitted.values().flatten().copied().max().unwrap_or(0);
+            let since = submitted.values().flatten().copied().fold(self.began_ms, u64::max);
             drop(submitted);
             self.rates.status(since, run)?
         } else {

@@ -92,6 +92,7 @@ impl Work {
             desk: desk.clone(),
             provider,
             rates,
+            began_ms: crate::rates::unix_ms(),
             submitted: Mutex::default(),
         });
         let clerk = Clerk { options: options.clone(), desk: desk.clone() };

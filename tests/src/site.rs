@@ -156,7 +156,7 @@ impl Site {
             }
         }
         command.env("HOME", self.path()).env("PILOTFISH_DIR", self.path().join("root"));
-        command.env("PILOTFISH_PYTHON", python()).envs(&self.env).stdin(Stdio::null());
+        command.envs(&self.env).stdin(Stdio::null());
         command
     }
 

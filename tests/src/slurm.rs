@@ -127,7 +127,8 @@ impl Cluster {
     /// Adds an endpoint of this cluster.
     #[track_caller]
     pub fn endpoint(&self, site: &Site, name: &str, settings: &[&str]) {
-        let add = ["endpoint", "add", name, "--profile", "generic-slurm", "--set"];
+        let python = format!("python={}", crate::site::python());
+        let add = ["endpoint", "add", name, "--profile", "generic-slurm", "--set", &python];
         let _ = site.pf(&[&add, &QUICK[..], settings].concat()).expect_code(0);
     }
 

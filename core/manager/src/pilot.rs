@@ -17,6 +17,8 @@ pub struct PilotConfig {
     pub incarnation: u64,
     /// The scheduler's id of the batch job, if the environment says it.
     pub scheduler_id: Option<String>,
+    /// How often the scheduler has started the job again under that id.
+    pub restarts: u32,
     /// Names of the nodes; a manager is started on each.
     pub nodes: Vec<String>,
     /// When the block's walltime is over, on this host's clock.
@@ -192,6 +194,7 @@ impl PilotCore {
                 block: config.block,
                 incarnation: config.incarnation,
                 scheduler_id: config.scheduler_id.clone(),
+                restarts: config.restarts,
                 nodes: config.nodes.clone(),
                 walltime_left_ms: 0,
             },

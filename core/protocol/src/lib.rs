@@ -14,6 +14,7 @@ pub mod outlog;
 pub mod ranges;
 pub mod report;
 pub mod resources;
+mod session;
 pub mod spool;
 pub mod ticket;
 

@@ -101,6 +101,7 @@ fn messages() -> Vec<Message> {
             block: BlockId(3),
             incarnation: 42,
             scheduler_id: Some("1234".into()),
+            restarts: 1,
             nodes: vec!["n1".into()],
             walltime_left_ms: 60_000,
         })

@@ -1,5 +1,6 @@
 //! What becomes of a block: what the scheduler says of it, its end, and what it left behind.
 
+use crate::blocks::has_no_nodes;
 use crate::io::{BlockRecord, Effect, Seen};
 use crate::limits::{ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US};
 use crate::relay::Relay;
@@ -70,6 +71,8 @@ impl Relay {
             if let Some(left) = found.walltime_left_ms.filter(|_| block.pilot_conn.is_none()) {
                 block.ends_at = Some(self.now.saturating_add(left.saturating_mul(1_000)));
             }
+            self.see_restarts(id, found.restarts.unwrap_or(0));
+            let Some(block) = self.blocks.all.get_mut(&id) else { continue };
             match &found.state {
                 // Its pilot speaks: that nobody else knows the block is no proof of its end.
                 BlockState::Ended(BlockEnd::Unknown(_)) if block.pilot_conn.is_some() => {}
@@ -78,6 +81,8 @@ impl Relay {
                     block.record.state = found.state.clone();
                     self.never_runs(id, words);
                 }
+                // A pilot was heard in this run of the job: the answer is from before that.
+                state if has_no_nodes(state) && block.has_nodes() && found.restarts.is_some() => {}
                 state if *state != block.record.state => {
                     block.record.state = state.clone();
                     self.roster_changed();
@@ -129,6 +134,31 @@ impl Relay {
         block.reading_the_end = block.is_over();
         block.burying = std::mem::take(&mut block.to_bury);
         self.effects.push(Effect::ReadSpools { record: block.record.clone() });
+    }
+
+    /// The scheduler has started the block's job again, under the same id: what ran in it before has ended, and another pilot may claim it.
+    pub(crate) fn see_restarts(&mut self, id: BlockId, restarts: u32) {
+        let unix_ms = self.unix_ms();
+        let Some(block) = self.blocks.all.get_mut(&id) else { return };
+        if restarts <= block.record.incarnation {
+            return;
+        }
+        block.record.used_node_ms += block.record.part_node_ms(unix_ms);
+        block.record.started_ms = None;
+        block.record.incarnation = restarts;
+        block.record.state = BlockState::Queued(String::new());
+        (block.pilot, block.heard_at, block.ends_at) = (None, None, None);
+        let old = block.pilot_conn.take();
+        let managers: Vec<u32> = block.managers.iter().copied().collect();
+        if let Some(conn) = old {
+            self.peers.remove(&conn);
+            self.effects.push(Effect::CloseConn { conn });
+        }
+        self.decide(format!("{id} was put back into the queue by the scheduler, and is to run again"));
+        for handle in managers {
+            self.bury_after_spools(id, handle, "its block was put back into the queue");
+        }
+        self.roster_changed();
     }
 
     /// A manager's process has ended, as its pilot saw: what it spooled counts before the rest is given up.

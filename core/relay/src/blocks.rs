@@ -57,6 +57,16 @@ impl Block {
     pub fn is_over(&self) -> bool {
         matches!(self.record.state, BlockState::Ended(_))
     }
+
+    /// Whether its job is known to have begun, and not to be over.
+    pub fn has_nodes(&self) -> bool {
+        matches!(self.record.state, BlockState::Running | BlockState::Ending)
+    }
+}
+
+/// Whether the block has no nodes yet, or none any more.
+pub(crate) fn has_no_nodes(state: &BlockState) -> bool {
+    matches!(state, BlockState::Intended | BlockState::Queued(_) | BlockState::Held(_) | BlockState::Starting)
 }
 
 /// All blocks, and what is remembered of failures.
@@ -223,7 +233,7 @@ impl Relay {
         let connected = manager.and_then(|h| self.managers.get(&h));
         let found = connected.map(|m| (m.capacity.clone(), m.ends_at.saturating_sub(self.now) / 1_000));
         let Some(block) = self.blocks.all.get_mut(&id) else { return };
-        if !matches!(block.record.state, BlockState::Running | BlockState::Ending) {
+        if !block.has_nodes() {
             block.record.state = BlockState::Running;
         }
         block.managers.extend(manager);

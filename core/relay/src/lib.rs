@@ -13,6 +13,7 @@ mod failures;
 mod flight;
 pub mod io;
 pub mod limits;
+mod loss;
 mod manager;
 mod manager_side;
 mod outbox;

@@ -55,6 +55,8 @@ pub(crate) struct Manager {
     pub last_choice: bool,
     /// Its node gets no tasks.
     pub shunned: bool,
+    /// Restarts of its block's job when it came.
+    pub life: u32,
     /// When it connected first.
     pub since: Micros,
     /// Whether it stands in the list of those that changed.
@@ -94,6 +96,7 @@ impl Manager {
             account: None,
             last_choice: false,
             shunned: false,
+            life: 0,
             since: 0,
             touched: false,
             load: ManagerReport::default(),

@@ -1,6 +1,6 @@
 //! Scaling as the relay does it: takes the snapshot, has [`crate::plan`] decide, carries the plan out, and counts node-hours.
 
-use crate::blocks::Block;
+use crate::blocks::{Block, has_no_nodes};
 use crate::io::BlockRecord;
 use crate::limits::{ABSENT_US, DRAIN_MS, TIME_SAVED_US};
 use crate::plan::{Ask, BlockView, Brake, Demand, Plan, Snapshot, Standing, plan};
@@ -118,7 +118,7 @@ impl Relay {
         let leaving = block.drain.is_some()
             || block.cancel_asked
             || matches!(record.state, BlockState::Ending | BlockState::Impossible(_));
-        let runs = !waits(&record.state) || !block.managers.is_empty();
+        let runs = !has_no_nodes(&record.state) || !block.managers.is_empty();
         let standing = match (leaving, runs) {
             (true, _) => Standing::Leaving,
             (false, true) => Standing::Running,
@@ -232,7 +232,7 @@ impl Relay {
         let passed_ms = (now - self.blocks.scaled_at) / 1_000;
         let mut began = false;
         for block in self.blocks.all.values_mut().filter(|b| !b.is_over()) {
-            if waits(&block.record.state) && block.managers.is_empty() {
+            if has_no_nodes(&block.record.state) && block.managers.is_empty() {
                 if block.heard_at.take().is_some() {
                     // Back in the queue: the walltime of its next life begins anew.
                     block.record.used_node_ms += block.record.part_node_ms(now_ms);
@@ -241,8 +241,7 @@ impl Relay {
                 continue;
             }
             if block.record.started_ms.is_none() {
-                let runs = matches!(block.record.state, BlockState::Running | BlockState::Ending);
-                if runs || !block.managers.is_empty() {
+                if block.has_nodes() || !block.managers.is_empty() {
                     block.record.started_ms = Some(now_ms);
                     began = true;
                 }
@@ -271,9 +270,4 @@ impl Relay {
         self.blocks.roster.used_node_ms += record.used_node_ms;
         self.blocks.roster.idle_node_ms += record.idle_node_ms;
     }
-}
-
-/// Whether the block has no nodes yet, or none any more.
-fn waits(state: &BlockState) -> bool {
-    matches!(state, BlockState::Intended | BlockState::Queued(_) | BlockState::Held(_) | BlockState::Starting)
 }

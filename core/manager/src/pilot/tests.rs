@@ -42,6 +42,7 @@ impl Rig {
             block: BlockId(7),
             incarnation: 77,
             scheduler_id: Some("4711".into()),
+            restarts: 0,
             nodes: (0..nodes).map(|n| format!("n{n}")).collect(),
             walltime_end: WALLTIME,
             host: "n0".into(),

@@ -163,6 +163,52 @@ fn a_second_pilot_is_refused() {
 }
 
 #[test]
+fn a_block_that_is_started_again_has_another_pilot_and_runs_its_tasks_again() {
+    for pilot_first in [true, false] {
+        let mut world = busy(1, 4);
+        let held = world.managers[&1].held.len();
+        assert!(held > 0);
+        if !pilot_first {
+            world.blocks.insert(BlockId(1), BlockState::Queued("BeginTime".into()));
+            world.restarts.insert(BlockId(1), 1);
+            world.cut_manager(1);
+            world.pass(30 * SECOND);
+            assert_eq!(
+                world.count(OutcomeKind::Lost),
+                held,
+                "the scheduler's own doing: nobody is a suspect"
+            );
+            world.blocks.insert(BlockId(1), BlockState::Running);
+        }
+        world.connect_pilot_again(1, 99, 1);
+        assert!(world.refused.is_empty(), "{:?}", world.refused);
+        assert_eq!(world.count(OutcomeKind::Lost), held);
+        world.add_manager(1, 0, 4);
+        world.pass(SECOND);
+        assert_eq!(world.relay.report().blocks[0].incarnation, 1);
+        world.connect_pilot_again(1, 100, 1);
+        assert_eq!(world.refused.last().map(|r| r.code.as_str()), Some("claimed"), "one pilot a run");
+        world.connect_pilot(1, 1);
+        assert_eq!(world.refused.len(), 2, "one of the run before has nothing to say");
+    }
+}
+
+#[test]
+fn an_old_answer_of_the_scheduler_does_not_take_back_that_a_block_runs() {
+    let mut world = World::again(scaling(), running_roster(), 5_000_000);
+    world.blocks.insert(BlockId(1), BlockState::Queued("Priority".into()));
+    world.restarts.insert(BlockId(1), 0);
+    (world.epoch, world.unfinished) = (3, unfinished(10));
+    world.connect_broker();
+    world.pass(SECOND);
+    assert_eq!(world.holdings, 0, "the managers of a block whose pilot was heard may hold tasks");
+    // Where it was put back into the queue there are none.
+    world.restarts.insert(BlockId(1), 1);
+    world.pass(60 * SECOND);
+    assert_eq!(world.holdings, 1);
+}
+
+#[test]
 fn a_new_relay_waits_for_every_manager_before_it_dispatches() {
     let mut world = World::again(scaling(), running_roster(), 5_000_000);
     world.blocks.insert(BlockId(1), BlockState::Running);

@@ -60,6 +60,8 @@ pub struct World {
     pub submits: Vec<BlockId>,
     pub submit_result: Option<SubmitResult>,
     pub cancels: Vec<BlockId>,
+    /// How often the scheduler says that it started a block again.
+    pub restarts: BTreeMap<BlockId, u32>,
     /// The scheduler takes this many cancels that end nothing.
     pub deaf_cancels: usize,
     pub exit: Option<(String, bool)>,
@@ -124,6 +126,7 @@ impl World {
             submits: Vec::new(),
             submit_result: None,
             cancels: Vec::new(),
+            restarts: BTreeMap::new(),
             deaf_cancels: 0,
             exit: None,
             refused: Vec::new(),
@@ -213,7 +216,7 @@ impl World {
                         name: b.name.clone(),
                         state,
                         walltime_left_ms: None,
-                        restarts: None,
+                        restarts: self.restarts.get(&b.block).copied(),
                     })
                 });
                 let seen = Ok(seen.collect());
@@ -348,11 +351,17 @@ impl World {
     }
 
     pub fn connect_pilot(&mut self, block: u64, incarnation: u64) -> u64 {
+        self.connect_pilot_again(block, incarnation, 0)
+    }
+
+    /// A pilot in the run of the block's job after so many restarts.
+    pub fn connect_pilot_again(&mut self, block: u64, incarnation: u64, restarts: u32) -> u64 {
         let nodes = self.roster.blocks.iter().find(|b| b.block.0 == block).map_or(1, |b| b.nodes);
         let who = Who::Pilot {
             block: BlockId(block),
             incarnation,
             scheduler_id: None,
+            restarts,
             nodes: (0..nodes).map(|n| format!("n{n}")).collect(),
             walltime_left_ms: 3_600_000,
         };
