@@ -48,6 +48,10 @@ pub const IDLE_WORKERS_PER_CORE: usize = 2;
 /// Times that a task is given to another worker because the one before died without having told its end.
 pub const WORKER_REQUEUES_MAX: u8 = 3;
 
+/// While tasks wait here for a slot, outcomes gather for this long before they are sent: each frame, and each sync of the broker's log, is then for several.
+/// A quarter of what the relay sends ahead (`PREFETCH_WORK_US`), so that no slot runs dry for it; when nothing waits, nothing gathers.
+pub const GATHER_US: Micros = 5_000;
+
 /// Load reports are for people: one in this time, if something changed.
 pub const LOAD_EVERY_US: Micros = 2 * SECOND;
 

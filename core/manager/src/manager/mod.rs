@@ -17,7 +17,7 @@ mod workers;
 mod tests;
 
 use crate::dial::{Dial, DialEffect};
-use crate::limits::WALLTIME_RESERVE_US;
+use crate::limits::{GATHER_US, WALLTIME_RESERVE_US};
 use crate::shape::NodeShape;
 use crate::slots::{Claim, Slots};
 use crate::{Effect, Input};
@@ -72,6 +72,8 @@ pub struct ManagerCore {
     slots: Slots,
     workers: Workers,
     outgoing: Outgoing,
+    /// Until when outcomes may gather; None: none do.
+    gathers_until: Option<Micros>,
     /// Attempts that started lately, oldest first, with their start: to be reported once they have run for a while.
     young: VecDeque<(Micros, AttemptId)>,
     /// When a block this long should begin to end, before its walltime is over.
@@ -120,6 +122,7 @@ impl ManagerCore {
             slots: Slots::new(&config.shape),
             workers: Workers::default(),
             outgoing: Outgoing::new(config.manager, config.node.clone()),
+            gathers_until: None,
             young: VecDeque::new(),
             reserve_us: (config.walltime_end.saturating_sub(now) / 10).clamp(least, most),
             drain: None,
@@ -146,7 +149,8 @@ impl ManagerCore {
         self.see_link(now);
         self.fill(now, out);
         self.give_back_if_draining(now);
-        if turn_end {
+        let gathered = self.gathers_until.is_some_and(|until| until <= now);
+        if gathered || (turn_end && !self.may_gather(now)) {
             self.flush(now);
         }
         self.leave_if_drained(now, out);
@@ -288,8 +292,20 @@ impl ManagerCore {
         self.dirty = true;
     }
 
+    /// Whether outcomes may wait for others: see [`GATHER_US`].
+    fn may_gather(&mut self, now: Micros) -> bool {
+        if !self.outgoing.has_gathered() || self.attempts.classes_by_age().is_empty() || self.drain.is_some()
+        {
+            self.gathers_until = None;
+            return false;
+        }
+        self.gathers_until.get_or_insert(now + GATHER_US);
+        true
+    }
+
     /// Sends what has gathered.
     fn flush(&mut self, now: Micros) {
+        self.gathers_until = None;
         self.outgoing.close();
         while self.dial.is_up() {
             let Some(batch) = self.outgoing.next_unsent() else { break };
@@ -320,6 +336,7 @@ impl ManagerCore {
         [
             due,
             young,
+            self.gathers_until,
             self.dial.next_deadline(),
             self.next_end(),
             self.workers.next_deadline(),

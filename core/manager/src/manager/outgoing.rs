@@ -62,9 +62,14 @@ impl Outgoing {
         }
     }
 
+    /// Whether something waits to become a batch.
+    pub fn has_gathered(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Makes a batch of what has gathered.
     pub fn close(&mut self) {
-        if self.pending.is_empty() {
+        if !self.has_gathered() {
             return;
         }
         self.last_seq += 1;
@@ -134,7 +139,7 @@ impl Outgoing {
     }
 
     pub fn has_unspooled(&self) -> bool {
-        !self.pending.is_empty() || self.batches.back().is_some_and(|b| b.seq > self.spooled_upto)
+        self.has_gathered() || self.batches.back().is_some_and(|b| b.seq > self.spooled_upto)
     }
 
     pub fn spooled(&mut self, upto: u64) {

@@ -1,10 +1,30 @@
 //! What a broken link, a moved relay and an over lease mean for what runs.
 
 use super::rig::{Rig, SECOND, command, exit, killed};
+use crate::limits::GATHER_US;
 use pf_protocol::message::{Message, Recall, Verdict};
 use pf_protocol::outcome::{OutcomeKind, Ran};
 use pf_protocol::{AttemptId, Epoch};
 use std::collections::BTreeMap;
+
+#[test]
+fn outcomes_gather_while_tasks_wait_for_a_slot() {
+    let mut rig = Rig::new(1);
+    rig.define(1, command());
+    let ids = rig.dispatch(1, 4);
+    for id in &ids[..2] {
+        rig.start_all();
+        rig.end(*id, exit(0));
+        rig.turn_end();
+    }
+    assert_eq!(rig.outcomes().len(), 0, "others wait behind them");
+    rig.wait_until(rig.now + GATHER_US);
+    assert_eq!(rig.outcomes().len(), 2, "not for long");
+    rig.start_all();
+    rig.end(ids[2], exit(0));
+    rig.turn_end();
+    assert_eq!(rig.outcomes().len(), 3, "the last one runs, and nothing waits: at once");
+}
 
 #[test]
 fn a_break_sends_inventory_and_unconfirmed_outcomes_again() {
@@ -14,6 +34,7 @@ fn a_break_sends_inventory_and_unconfirmed_outcomes_again() {
     rig.start_all();
     rig.end(ids[0], exit(0));
     rig.turn_end();
+    rig.wait_until(rig.now + GATHER_US);
     rig.start_all();
     rig.cut();
     rig.reachable = true;

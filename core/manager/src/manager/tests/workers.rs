@@ -1,6 +1,7 @@
 //! Python workers: kept warm, piped to, lost.
 
 use super::rig::{Rig, SECOND, exit, killed, python};
+use crate::limits::GATHER_US;
 use crate::{Input, WorkerAnswer, WorkerEnd};
 use bytes::Bytes;
 use pf_protocol::AttemptId;
@@ -50,6 +51,7 @@ fn a_dead_worker_loses_one_task_and_gives_back_the_others() {
     // Tasks 2 to 10 are in its pipe. Two ended, their answers were not flushed; the third was running.
     rig.give(Input::WorkerGone { worker: 1, end: WorkerEnd::Ended { end: killed(11), marked: 3 } });
     rig.turn_end();
+    rig.wait_until(rig.now + GATHER_US);
     let lost: Vec<_> = rig.outcomes().into_iter().filter(|o| o.kind == OutcomeKind::WorkerLost).collect();
     assert_eq!(lost.len(), 1);
     assert_eq!(lost[0].attempt, ids[3]);
