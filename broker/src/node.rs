@@ -172,6 +172,11 @@ impl BrokerNode {
         Ok((node, handle))
     }
 
+    /// Says of one of [`BrokerConfig::local_endpoints`] that it has no relay, and why: for those who ask.
+    pub fn cannot_serve(&mut self, endpoint: &str, why: String) {
+        self.core.cannot_serve(endpoint, why);
+    }
+
     /// Keys of the relays that may connect, kept up to date by the node: for the listener of relays.
     #[must_use]
     pub fn allow_list(&self) -> AllowList {

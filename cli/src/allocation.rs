@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub struct Allocation {
     /// The scheduler's id of the batch job.
     pub id: String,
-    /// Name of the launcher that reaches its nodes.
+    /// Name of the launcher that reaches its nodes, if the user names none.
     pub launcher: &'static str,
     /// Its nodes.
     pub nodes: u32,
@@ -22,16 +22,59 @@ pub struct Allocation {
     pub submit_dir: Option<PathBuf>,
 }
 
+type Env = BTreeMap<String, String>;
+
 /// One scheduler: what it leaves in the environment of a batch job.
 struct Kind {
     /// Variable with the job's id; that it is set says that there is an allocation.
     id: &'static str,
-    launcher: &'static str,
-    submit_dir: &'static str,
+    /// The launcher that reaches its nodes without anything but the scheduler, given how many nodes there are.
+    launcher: fn(&Env, usize) -> &'static str,
+    submit_dir: Option<&'static str>,
 }
 
-/// After the manual page of sbatch (OUTPUT ENVIRONMENT VARIABLES).
-const KINDS: [Kind; 1] = [Kind { id: "SLURM_JOB_ID", launcher: "srun", submit_dir: "SLURM_SUBMIT_DIR" }];
+/// After the manual page of sbatch (OUTPUT ENVIRONMENT VARIABLES), qsub(1B) of OpenPBS and of Torque, IBM's "Environment variables set for
+/// job execution", and what Cobalt 1.0 set. Some sites set variables of PBS in jobs of Slurm too, for old scripts.
+const KINDS: [Kind; 4] = [
+    Kind { id: "SLURM_JOB_ID", launcher: |_, _| "srun", submit_dir: Some("SLURM_SUBMIT_DIR") },
+    Kind { id: "PBS_JOBID", launcher: of_pbs, submit_dir: Some("PBS_O_WORKDIR") },
+    Kind { id: "LSB_JOBID", launcher: of_lsf, submit_dir: Some("LS_SUBCWD") },
+    Kind { id: "COBALT_JOBID", launcher: of_cobalt, submit_dir: None },
+];
+
+/// Torque alone counts nodes for its jobs, and has no `pbs_tmrsh`.
+fn of_pbs(env: &Env, nodes: usize) -> &'static str {
+    match (nodes, env.contains_key("PBS_NUM_NODES")) {
+        (1, _) => "local",
+        (_, false) => "pbs_tmrsh",
+        (_, true) => "pbsdsh",
+    }
+}
+
+/// On CORAL machines the script runs on a launch node, which is the first of the list. OpenLava has no `blaunch`, and no file of hosts.
+fn of_lsf(env: &Env, nodes: usize) -> &'static str {
+    let first = env.get("LSB_MCPU_HOSTS").or(env.get("LSB_HOSTS")).map_or("", String::as_str);
+    if first.starts_with("batch") || first.starts_with("login") {
+        return "jsrun";
+    }
+    match (nodes, env.contains_key("LSB_DJOB_HOSTFILE")) {
+        (1, _) => "local",
+        (_, true) => "blaunch",
+        (_, false) => "ssh",
+    }
+}
+
+/// On Crays there is no file of nodes, and the script runs on a launch node.
+fn of_cobalt(env: &Env, nodes: usize) -> &'static str {
+    match (nodes, env.contains_key("COBALT_NODEFILE")) {
+        (_, false) => "aprun",
+        (1, true) => "local",
+        (_, true) => "ssh",
+    }
+}
+
+/// Variables in which launchers tell how many processes they started (`launcher/src/ranks.rs`).
+const PROCESSES: [&str; 3] = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
 impl Allocation {
     /// The allocation of a process with this environment at `now_ms` (Unix milliseconds). `left_ms` is what its user says of the time left,
@@ -53,9 +96,10 @@ impl Allocation {
             return Ok(None);
         }
         let id = var(kind.id).unwrap_or_default().to_owned();
-        if var("SLURM_STEP_NUM_TASKS").is_some_and(|n| n != "1") {
+        if PROCESSES.iter().any(|name| var(name).is_some_and(|n| n != "1")) {
             let error = CliError::usage(format!("pf was started on several nodes of job {id} at once"));
-            return Err(error.hint("start it once, without srun: it starts what it needs on the other nodes"));
+            let once = "start it once, without srun or mpirun: it starts what it needs on the other nodes";
+            return Err(error.hint(once));
         }
         let node_file = pf_launcher::nodelist::node_file(env).and_then(read);
         let place = pf_launcher::Place { env: env.clone(), node_file, ..pf_launcher::Place::default() };
@@ -66,10 +110,10 @@ impl Allocation {
         })?;
         Ok(Some(Allocation {
             id,
-            launcher: kind.launcher,
+            launcher: (kind.launcher)(env, nodes.len()),
             nodes: nodes.len() as u32,
             left_ms: left_ms.or_else(|| pf_launcher::job::left_ms(env, now_ms)),
-            submit_dir: var(kind.submit_dir).map(PathBuf::from),
+            submit_dir: kind.submit_dir.and_then(var).map(PathBuf::from),
         }))
     }
 
@@ -105,6 +149,32 @@ mod tests {
         assert_eq!(find(None).usable_ms(), Some(590_000));
         // Who says it himself knows better.
         assert_eq!(find(Some(60_000)).usable_ms(), Some(54_000));
+    }
+
+    #[test]
+    fn each_scheduler_is_known_by_its_job() {
+        let found = |pairs: &[(&str, &str)], file: &str| {
+            let read = |_: &str| Some(file.to_owned());
+            let found = Allocation::find(&env(pairs), 0, None, read).expect("find").expect("allocation");
+            (found.id, found.launcher, found.nodes)
+        };
+        let pbs = ("PBS_NODEFILE", "/var/spool/pbs/aux/1.pbshead");
+        let job = ("PBS_JOBID", "217[0].pbshead");
+        assert_eq!(found(&[job, pbs], "n1\nn2\n"), ("217[0].pbshead".into(), "pbs_tmrsh", 2));
+        assert_eq!(found(&[job, pbs], "n1\nn1\n").1, "local");
+        assert_eq!(found(&[job, pbs, ("PBS_NUM_NODES", "2")], "n1\nn1\nn2\n").1, "pbsdsh");
+        let lava = [("LSB_JOBID", "7"), ("LSB_MCPU_HOSTS", "h2 2 h1 2 ")];
+        assert_eq!(found(&lava, ""), ("7".into(), "ssh", 2));
+        let ibm = [("LSB_JOBID", "7"), ("LSB_HOSTS", "h2 h1"), ("LSB_DJOB_HOSTFILE", "/f")];
+        assert_eq!(found(&ibm, "h2\nh1\n").1, "blaunch");
+        let coral = [("LSB_JOBID", "7"), ("LSB_MCPU_HOSTS", "batch3 1 h41n08 42 ")];
+        assert_eq!(found(&coral, ""), ("7".into(), "jsrun", 1));
+        let cluster = [("COBALT_JOBID", "5"), ("COBALT_NODEFILE", "/var/tmp/cobalt.5")];
+        assert_eq!(found(&cluster, "cc001\ncc002\n"), ("5".into(), "ssh", 2));
+        let cray = [("COBALT_JOBID", "5"), ("COBALT_PARTNAME", "3808-3811")];
+        assert_eq!(found(&cray, ""), ("5".into(), "aprun", 4));
+        // Some sites set both.
+        assert_eq!(found(&[JOB[0], JOB[1], job, pbs], "n9\n"), ("7".into(), "srun", 3));
     }
 
     #[test]

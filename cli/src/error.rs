@@ -62,6 +62,14 @@ impl CliError {
         lines
     }
 
+    /// The same in one line, without its first word.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let lines = self.lines();
+        let words = lines.iter().map(|line| line.trim_start().trim_start_matches("error: "));
+        words.collect::<Vec<_>>().join("; ")
+    }
+
     /// Writes it to stderr; with `json` as one JSON object, so that scripts need not parse prose.
     pub fn print(&self, json: bool) {
         if json {

@@ -1,5 +1,5 @@
 //! Where there is no MPI on the batch node: one command for each node, by the scheduler's own remote execution or by ssh. They pass hardly any
-//! environment, and start no ranks.
+//! environment, and start no ranks. On the pilot's own node the program is started as it is: a block of one node needs none of them.
 
 use crate::{Launch, LaunchPlan, Launcher, LauncherError, RankPlan, Stop};
 
@@ -81,13 +81,14 @@ impl Launcher for Each {
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {
         let numbers = plan.numbers(self.name())?;
         let one = |(node, number): (&crate::BlockNode, u16)| {
-            let mut argv = self.reach(&node.name, node.first_slot);
             let set = plan.env.iter().map(|(name, value)| format!("{name}={value}"));
             let set = set.chain([format!("{}={}", crate::NODE_NAME_VARIABLE, node.name)]);
             let words = std::iter::once("/usr/bin/env".to_string())
                 .chain(set)
                 .chain(plan.argv_for(&number.to_string()));
+            let mut argv = self.reach(&node.name, node.first_slot);
             match self {
+                _ if plan.is_here(node) => argv = words.collect(),
                 Each::Ssh => argv.push(words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ")),
                 _ => argv.extend(words),
             }

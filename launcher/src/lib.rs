@@ -111,7 +111,9 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Whether the other nodes go on when one fails.
-    fn survives_node_loss(&self) -> bool;
+    fn survives_node_loss(&self) -> bool {
+        false
+    }
 
     /// Whether a second launch (an MPI program) can run beside the managers.
     fn coexists(&self) -> bool;

@@ -14,11 +14,6 @@ impl Launcher for Local {
         "local"
     }
 
-    fn survives_node_loss(&self) -> bool {
-        // There is no other node to survive it.
-        false
-    }
-
     fn coexists(&self) -> bool {
         true
     }

@@ -125,10 +125,6 @@ impl Launcher for Mpiexec {
     }
 
     /// All of them run a daemon on each node, and end when one is gone.
-    fn survives_node_loss(&self) -> bool {
-        false
-    }
-
     fn coexists(&self) -> bool {
         true
     }

@@ -10,6 +10,17 @@ fn managers(names: &[&str]) -> LaunchPlan {
         argv: argv.map(String::from).to_vec(),
         nodes: names.iter().enumerate().map(node).collect(),
         env: BTreeMap::from([("PF_WALLTIME_LEFT_MS".into(), "3500000".into())]),
+        host: String::new(),
+    }
+}
+
+#[test]
+fn what_reaches_nodes_one_by_one_does_not_reach_for_its_own() {
+    let plan = LaunchPlan { host: "N1.cluster.org".into(), ..managers(&["n1", "n2"]) };
+    for launcher in [Each::Pbsdsh, Each::Tmrsh, Each::Blaunch, Each::Ssh] {
+        let programs: Vec<String> =
+            launcher.launch(&plan).unwrap().into_iter().map(|launch| launch.argv[0].clone()).collect();
+        assert_eq!(programs, ["/usr/bin/env", launcher.name()]);
     }
 }
 

@@ -13,10 +13,6 @@ impl Launcher for Jsrun {
         "jsrun"
     }
 
-    fn survives_node_loss(&self) -> bool {
-        false
-    }
-
     fn coexists(&self) -> bool {
         false
     }
@@ -102,10 +98,6 @@ impl Launcher for Aprun {
         "aprun"
     }
 
-    fn survives_node_loss(&self) -> bool {
-        false
-    }
-
     fn coexists(&self) -> bool {
         false
     }
@@ -157,10 +149,6 @@ impl Ibrun {
 impl Launcher for Ibrun {
     fn name(&self) -> &'static str {
         "ibrun"
-    }
-
-    fn survives_node_loss(&self) -> bool {
-        false
     }
 
     fn coexists(&self) -> bool {

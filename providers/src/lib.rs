@@ -204,17 +204,26 @@ pub trait Provider: Send + Sync {
     fn dialect(&self) -> &'static str;
 
     /// A submit whose answer was lost shows in the status within this, or was never taken. Milliseconds.
-    fn submit_shows_within_ms(&self) -> u64;
+    fn submit_shows_within_ms(&self) -> u64 {
+        // A server that hangs drops what was asked of it meanwhile, or takes it when it is back: one that is slow takes a few minutes.
+        300_000
+    }
 
     /// How often it may be asked while something is expected of it, if the profile does not say. Milliseconds.
-    fn poll_ms(&self) -> u64;
+    fn poll_ms(&self) -> u64 {
+        30_000
+    }
 
     /// Least time between two submits, if the profile does not say. Milliseconds.
-    fn submit_ms(&self) -> u64;
+    fn submit_ms(&self) -> u64 {
+        1_000
+    }
 
     /// Whether one answer to [`Provider::status`] is good for every relay of this user: it lists all of the user's jobs, whatever
     /// blocks were named.
-    fn status_is_for_all(&self) -> bool;
+    fn status_is_for_all(&self) -> bool {
+        false
+    }
 
     /// Whether it can be told which nodes a block must not get. If not, blocks are asked for without: no task is placed on such nodes anyway.
     fn can_exclude(&self) -> bool {
@@ -281,6 +290,14 @@ pub struct ProviderConfig {
     pub program: String,
     /// The user's name, whose blocks they are.
     pub user: String,
+}
+
+/// Refuses the first of these keys that is set.
+pub(crate) fn cannot_say(provider: &'static str, keys: &[(&'static str, bool)]) -> Result<(), ProviderError> {
+    match keys.iter().find(|(_, set)| *set) {
+        Some((key, _)) => Err(ProviderError::CannotSay { provider, key }),
+        None => Ok(()),
+    }
 }
 
 /// Names of all providers.

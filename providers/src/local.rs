@@ -100,10 +100,6 @@ impl Provider for Local {
         0
     }
 
-    fn status_is_for_all(&self) -> bool {
-        false
-    }
-
     fn submit(&self, request: &BlockRequest) -> Result<Plan, ProviderError> {
         // There is one node, which is all there: what a scheduler would be asked for has no meaning here.
         if let Some(key) = first_set(&request.asks) {

@@ -16,7 +16,7 @@ pub const PILOT_LOG: &str = "pilot.log";
 /// Written by the supervisor into the block's folder: how the pilot ended.
 pub const END: &str = "end";
 
-/// The script of a block. `directives` are whole lines (`#SBATCH --nodes=2`).
+/// The script of a block. `directives` are whole lines (`#SBATCH --nodes=2`), and after them commands that are the scheduler's own business.
 ///
 /// # Errors
 /// [`ProviderError::BadValue`] for a line that would be two.
@@ -61,6 +61,27 @@ pub fn one_word<'a>(key: &'static str, value: &'a str) -> Result<&'a str, Provid
     Ok(value)
 }
 
+/// The user's own directives, if none of them is an option that only the provider may give: `ours`, as words (`-N`, `--jobname`). `attached`
+/// says that the value of an option of one letter may follow it at once (`-Nx`); LSF has options of several letters instead (`-Jd`).
+///
+/// # Errors
+/// [`ProviderError::BadValue`].
+pub fn own_options<'a>(
+    options: &'a [String],
+    ours: &[&str],
+    attached: bool,
+) -> Result<&'a [String], ProviderError> {
+    let is = |word: &str, option: &str| match word.strip_prefix(option) {
+        Some(rest) => rest.is_empty() || rest.starts_with('=') || (attached && option.len() == 2),
+        None => false,
+    };
+    let forbidden = |line: &&String| line.split_whitespace().any(|word| ours.iter().any(|o| is(word, o)));
+    match options.iter().find(forbidden) {
+        Some(line) => Err(ProviderError::BadValue { key: "options", value: line.clone() }),
+        None => Ok(options),
+    }
+}
+
 /// `text` as one word of a POSIX shell.
 #[must_use]
 pub fn quoted(text: &str) -> String {
@@ -82,6 +103,15 @@ mod tests {
         assert!(block_script(&[], &request).is_err());
         request.asks.setup = Vec::new();
         assert!(block_script(&["#SBATCH --comment=a\nb".into()], &request).is_err());
+    }
+
+    #[test]
+    fn options_that_would_hide_a_block_are_refused() {
+        let own = |line: &str, ours: &[&str], attached| own_options(&[line.into()], ours, attached).is_ok();
+        assert!(!own("-q x -N y", &["-N"], true) && !own("-Ny", &["-N"], true));
+        assert!(own("-l select=1", &["-N"], true) && own("-n 4", &["-N"], true));
+        assert!(!own("-J y", &["-J"], false) && own("-Jd words", &["-J"], false));
+        assert!(!own("--jobname=y", &["--jobname"], true) && own("--jobnames", &["--jobname"], true));
     }
 
     #[test]

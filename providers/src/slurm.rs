@@ -3,7 +3,7 @@
 //! (`tests/fixtures/slurm`).
 
 use crate::clock::clock_words;
-use crate::script::{BLOCK_LOG, SCRIPT, block_script, one_word};
+use crate::script::{BLOCK_LOG, SCRIPT, block_script, one_word, own_options};
 use crate::slurm_says as says;
 use crate::words::words;
 use crate::{Asks, BlockRequest, KnownBlock, Observed, Output, Plan, Provider, ProviderError};
@@ -51,10 +51,6 @@ impl Provider for Slurm {
 
     fn poll_ms(&self) -> u64 {
         15_000
-    }
-
-    fn submit_ms(&self) -> u64 {
-        1_000
     }
 
     fn status_is_for_all(&self) -> bool {
@@ -149,6 +145,9 @@ impl Provider for Slurm {
     }
 }
 
+/// Options by which a block would not be found again (another name), not be one job (arrays), or sbatch would wait for its end.
+const OURS: [&str; 6] = ["-J", "--job-name", "-a", "--array", "-W", "--wait"];
+
 /// The script's directives: what every block has, then what its profile says, then the user's own, which win where sbatch lets the last.
 fn directives(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
     let Asks {
@@ -201,7 +200,7 @@ fn directives(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
         let nodes: Result<Vec<&str>, _> = request.exclude.iter().map(|n| one_word("exclude", n)).collect();
         all.push(format!("--exclude={}", nodes?.join(",")));
     }
-    all.extend(options.iter().cloned());
+    all.extend(own_options(options, &OURS, true)?.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#SBATCH {d}")).collect())
 }
 

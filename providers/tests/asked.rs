@@ -124,6 +124,19 @@ fn each_kind_of_request_in_each_dialect() {
     }
 }
 
+/// A setting that changed nothing would be an option that does nothing. Cobalt and CORAL machines give whole nodes, exclusive or not.
+#[test]
+fn every_setting_is_said_or_refused() {
+    for (name, dialect) in DIALECTS {
+        let provider = speaking(name, dialect);
+        let said = |request: &BlockRequest| provider.submit(request).map(|plan| plan.script);
+        for (kind, request) in kinds().into_iter().skip(1) {
+            let whole = (name == "cobalt" || dialect == "csm") && kind == "whole nodes";
+            assert_eq!(said(&request) == said(&plain()), whole, "{name} {dialect}: {kind}");
+        }
+    }
+}
+
 #[test]
 fn what_would_break_out_of_a_directive_is_refused() {
     for (name, dialect) in DIALECTS {

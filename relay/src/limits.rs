@@ -20,8 +20,8 @@ pub const LOOKUP_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// A block that is not known to any source in so many lookups, and for so long, is over. One listing may lack it by chance.
 pub const GONE_LOOKUPS: u32 = 3;
 
-/// See [`GONE_LOOKUPS`].
-pub const GONE_AFTER: Duration = Duration::from_secs(60);
+/// See [`GONE_LOOKUPS`]. A scheduler that begins anew may answer without its jobs for some seconds.
+pub const GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// Bytes of the supervisor's file that are read: it is one short line.
 pub const END_BYTES_MAX: u64 = 256;

@@ -44,6 +44,16 @@ pub(crate) struct Missing {
     pause: Duration,
 }
 
+impl Missing {
+    /// Sets the next lookup: later each time, but not past the moment in which the block may be given up.
+    fn put_off(&mut self, now: Instant) {
+        let next = now + self.pause;
+        let due = self.since + GONE_AFTER;
+        self.next = if now < due && self.unknown + 1 >= GONE_LOOKUPS { next.min(due) } else { next };
+        self.pause = (self.pause * 2).min(LOOKUP_PAUSE_MAX);
+    }
+}
+
 /// A command without an answer.
 enum Failure {
     /// It may have done its work.
@@ -175,8 +185,7 @@ impl Scheduler {
             }
             lookups += 1;
             seen.extend(self.look_up(record, entry));
-            entry.next = Instant::now() + entry.pause;
-            entry.pause = (entry.pause * 2).min(LOOKUP_PAUSE_MAX);
+            entry.put_off(Instant::now());
         }
         seen
     }

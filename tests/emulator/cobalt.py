@@ -110,7 +110,7 @@ def qsub(queue, args):
         script=script,
         cwd=asked["--cwd"],
         output=asked.get("-e", prefix + ".error"),
-        env={"COBALT_JOBID": "@ID@", "COBALT_NODEFILE": "@NODEFILE@", "COBALT_PARTSIZE": asked["-n"], "COBALT_JOBSIZE": asked["-n"]},
+        env={"COBALT_JOBID": "@ID@", "COBALT_NODEFILE": "@NODEFILE@", "COBALT_PARTSIZE": asked["-n"], "COBALT_JOBSIZE": asked["-n"], "COBALT_ENDTIME": "@END@"},
         kill_steps=["TERM", "KILL"],
         walltime_steps=["TERM", "KILL"],
     )
@@ -152,6 +152,7 @@ def table(queue, header, jobs):
         "JobID": lambda j: str(j["id"]),
         "State": state,
         "TimeRemaining": lambda j: hours(j["started"] + j["walltime_s"] - time.time()) if j["started"] else "N/A",
+        "Admin_Hold": lambda j: "False",
         "JobName": lambda j: j["name"],
     }
     rows = [[values[column](job) for column in header] for job in jobs]

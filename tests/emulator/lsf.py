@@ -117,11 +117,18 @@ def bsub(queue, args):
         cwd=os.getcwd(),
         output=asked["-o"],
         keeps_environment=True,
-        env={"LSB_JOBID": "@ID@", "LSB_JOBNAME": asked["-J"], "LSB_QUEUE": name, "LSB_JOBINDEX": "0", "LSB_HOSTS": "@NODES@"},
+        env=environment(queue, name=asked["-J"], queue_name=name),
         kill_steps=["INT", "TERM", "KILL"],
         walltime_steps=["USR2", "KILL"],
     )
     return say(KINDS["bsub" if "-q" in asked else "bsub default"], id=number, queue=name) if number else 0
+
+
+def environment(queue, name, queue_name):
+    """lsf/report-done-env-2hosts.txt; IBM's has a file of hosts too: lsf/ibm-job-environment.txt."""
+    env = {"LSB_JOBID": "@ID@", "LSB_JOBNAME": name, "LSB_QUEUE": queue_name, "LSB_JOBINDEX": "0", "LSB_HOSTS": "@NODES@"}
+    env.update({"LSB_MCPU_HOSTS": "@SLOTS@", "LS_SUBCWD": os.getcwd()})
+    return {**env, "LSB_DJOB_HOSTFILE": "@NODEFILE@"} if queue.mode == "ibm" else env
 
 
 def stat(job):
@@ -129,6 +136,8 @@ def stat(job):
         return "DONE" if job["code"] == 0 and job["end"] != "lost" else "EXIT"
     if job.get("unreachable"):
         return "UNKWN"
+    if job.get("suspended"):
+        return "SSUSP"
     return {"queued": "PSUSP" if job.get("held") else "PEND", "running": "RUN"}[job["state"]]
 
 

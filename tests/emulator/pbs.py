@@ -139,7 +139,7 @@ def qsub(queue, args):
         script=script,
         cwd=os.path.expanduser("~"),
         output=asked["-o"],
-        env={"PBS_JOBID": "@ID@.pbshead", "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_JOBNAME": asked["-N"], "PBS_NODEFILE": "@NODEFILE@", "PBS_O_QUEUE": "workq"},
+        env={"PBS_JOBID": "@ID@.pbshead", "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_JOBNAME": asked["-N"], "PBS_NODEFILE": "@NODEFILE@", "PBS_O_QUEUE": "workq", "PBS_O_WORKDIR": os.getcwd()},
         kill_steps=["TERM", "KILL"],
         walltime_steps=["TERM", "KILL"],
     )
@@ -167,7 +167,8 @@ def show(queue, job):
         comment = f"{why}: Insufficient amount of resource: {need}"
         return queue.whole_or_cut(KINDS["record queued"], letter="Q", substate=10, comment=comment, **places)
     if job["state"] == "running":
-        return queue.whole_or_cut(KINDS["record running"], letter="R", substate=42, comment=ran, **places)
+        letter, substate = ("S", 43) if job.get("suspended") else ("R", 42)
+        return queue.whole_or_cut(KINDS["record running"], letter=letter, substate=substate, comment=ran, **places)
     if not started:
         return queue.whole_or_cut(KINDS["record never started"], letter="F", substate=91, **places)
     # A signal to the top process is 256 + its number; through the login shell 128 +.
@@ -175,6 +176,8 @@ def show(queue, job):
     ends = {
         "walltime": (93, -29, " and exceeded resource walltime"),
         "cancelled": (91, 271, f" and terminated by {job['user']}@pbshead"),
+        # pbs/messages.txt: in the scheduler's name.
+        "preempted": (91, 271, f" and terminated by Scheduler@{SERVER}"),
         "lost": (93, -20, ""),
         None: (92 if status == 0 else 93, status, " and finished" if status == 0 else " and failed"),
     }

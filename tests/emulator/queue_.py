@@ -172,7 +172,13 @@ class Queue:
         env = {k: os.environ[k] for k in ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "PILOTFISH_DIR") if k in os.environ}
         if job.get("keeps_environment"):
             env = dict(os.environ)
-        known = {"@NODEFILE@": nodefile, "@NODES@": " ".join(job["on"]), "@ID@": str(job["id"])}
+        known = {
+            "@NODEFILE@": nodefile,
+            "@NODES@": " ".join(job["on"]),
+            "@SLOTS@": "".join(f"{node} 1 " for node in job["on"]),
+            "@ID@": str(job["id"]),
+            "@END@": str(int(job["started"] + job["walltime_s"])),
+        }
         for name, value in job["env"].items():
             for word, meaning in known.items():
                 value = value.replace(word, meaning)
@@ -187,10 +193,13 @@ class Queue:
                 return 254, None
         # The limits of tests are shorter than a scheduler's smallest.
         limit = self.settings.get("walltime_s") or job["walltime_s"]
-        end, steps, step_at = None, [], None
+        end, steps, step_at, stopped = None, [], None, False
         while process.poll() is None:
             now = time.time()
             seen = self.job(job["id"])
+            if bool(seen.get("suspended")) != stopped:
+                stopped = not stopped
+                self.tell(process, "STOP" if stopped else "CONT", job)
             if seen["kill"] and end is None:
                 end, steps, step_at = seen["kill"], list(job["kill_steps"]), now
                 if end == "lost":
@@ -207,9 +216,10 @@ class Queue:
         return process.returncode, "cancelled" if end == "forced" else end
 
     def tell(self, process, name, job):
-        """To all processes of the job: a supervisor, a pilot, managers and tasks. A mark in their environment finds those of other sessions."""
+        """To the script's process group; what ends or stops, to all processes of the job: a mark in their environment finds those of other
+        sessions."""
         number = getattr(signal, "SIG" + name)
-        if name != "KILL":
+        if name not in ("KILL", "STOP", "CONT"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             return

@@ -1,10 +1,13 @@
 //! Schedulers that are not there, for end-to-end tests: `tests/emulator` plays them, in a folder of the test's own, with commands of their
 //! names first in PATH.
 
-use crate::repo_root;
-use crate::site::Site;
+use crate::site::{Ran, Site, wait_for};
+use crate::{repo_root, stand_ins};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What is played.
@@ -31,12 +34,16 @@ pub struct Job {
     pub state: String,
     /// Why it was ended, if it was.
     pub end: Option<String>,
+    /// Exit code of its script, once it has one; negative: a signal.
+    pub code: Option<i64>,
 }
 
 /// See the module.
 pub struct Emulated {
     kind: Kind,
     dir: PathBuf,
+    /// Its commands, and stand-ins for what reaches its nodes.
+    bin: PathBuf,
     /// The place whose `pf` uses it.
     pub site: Site,
 }
@@ -55,10 +62,11 @@ impl Emulated {
         for command in kind.commands() {
             std::os::unix::fs::symlink(&program, bin.join(command)).expect("a command");
         }
+        stand_ins::install(&bin);
         let path = std::env::var("PATH").unwrap_or_default();
         site.set("PATH", format!("{}:{path}", bin.display()));
         site.set("PF_EMULATOR_DIR", dir.display().to_string());
-        let emulated = Emulated { kind, dir, site };
+        let emulated = Emulated { kind, dir, bin, site };
         let names: Vec<String> = (1..=nodes).map(|n| format!("n{n}")).collect();
         emulated.write("settings.json", &json!({ "mode": kind.mode(), "nodes": names }).to_string());
         emulated
@@ -110,6 +118,7 @@ impl Emulated {
             name: value["name"].as_str().unwrap_or_default().into(),
             state: value["state"].as_str().unwrap_or_default().into(),
             end: value["end"].as_str().map(Into::into),
+            code: value["code"].as_i64(),
         };
         self.records().into_iter().map(|(_, value)| job(value)).collect()
     }
@@ -120,22 +129,87 @@ impl Emulated {
         self.jobs().into_iter().filter(|j| j.state != "ended").collect()
     }
 
-    /// What happens to a job behind the back of `pf`: `cancelled` (by its user) or `lost` (its node).
+    /// What happens to a job behind the back of `pf`: `cancelled` (by its user), `preempted` (deleted for another), `lost` (its node).
     pub fn strike(&self, id: u64, how: &str) {
+        self.change(id, "kill", how.into());
+    }
+
+    /// Stops a job's processes for another job, or lets them go on.
+    pub fn suspend(&self, id: u64, suspended: bool) {
+        self.change(id, "suspended", suspended.into());
+    }
+
+    fn change(&self, id: u64, field: &str, to: Value) {
+        let lock = fs::File::create(self.dir.join("lock")).expect("its lock");
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive).expect("its lock");
         for (path, mut value) in self.records() {
             if value["id"] == id {
-                value["kill"] = how.into();
+                value[field] = to.clone();
                 replace(&path, &value.to_string());
             }
         }
     }
 
-    /// Calls of a command so far, as lines.
+    /// Submits a batch job of the user's own, a script of one line, from the site's folder. Its output is in `out` there. Gives its number.
+    #[track_caller]
+    pub fn batch(&self, nodes: usize, line: &str) -> u64 {
+        let folder = self.site.path();
+        let shown = folder.display();
+        let (mark, asks) = match self.kind {
+            Kind::OpenPbs => (
+                "#PBS",
+                format!(
+                    "-N run -o {shown}/out -l select={nodes}:ncpus=1 -l place=scatter -l walltime=00:10:00"
+                ),
+            ),
+            Kind::OpenLava | Kind::Ibm => {
+                ("#BSUB", format!("-J run -o {shown}/out -n {nodes} -R \"span[ptile=1]\" -W 0:10"))
+            }
+            Kind::Cobalt => (
+                "#COBALT",
+                format!("-n {nodes} -t 10 --jobname run --cwd {shown} -O {shown}/run -e {shown}/out"),
+            ),
+        };
+        let script = folder.join(format!("batch-{}.sh", self.jobs().len()));
+        let mut file = fs::OpenOptions::new();
+        let mut file = file.write(true).create_new(true).mode(0o700).open(&script).expect("a script");
+        std::io::Write::write_all(&mut file, format!("#!/bin/sh\n{mark} {asks}\n{line}\n").as_bytes())
+            .expect("a script");
+        drop(file);
+        let mut submit = self.site.program(self.bin.join(self.submits()));
+        submit.current_dir(folder);
+        match self.kind {
+            Kind::OpenLava | Kind::Ibm => submit.stdin(fs::File::open(&script).expect("a script")),
+            Kind::OpenPbs | Kind::Cobalt => submit.arg(&script),
+        };
+        let _ = Ran::of(&mut submit).expect_code(0);
+        self.jobs().last().expect("a job").id
+    }
+
+    /// A job, once it is over.
+    #[track_caller]
+    pub fn end_of(&self, id: u64) -> Job {
+        wait_for("the end of a job", || self.jobs().into_iter().find(|j| j.id == id && j.state == "ended"))
+    }
+
+    /// Nodes that launchers were told to reach.
+    #[must_use]
+    pub fn reached(&self) -> BTreeSet<String> {
+        stand_ins::reached(&self.bin)
+    }
+
+    /// Calls of all commands so far, as lines.
+    #[must_use]
+    pub fn all_calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Calls of a command so far.
     #[must_use]
     pub fn calls(&self, command: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
         let start = format!("{command} ");
-        text.lines().filter(|l| l.starts_with(&start) || *l == command).map(str::to_owned).collect()
+        self.all_calls().into_iter().filter(|l| l.starts_with(&start) || l == command).collect()
     }
 
     /// Fails if two jobs have one name: something was submitted twice.
@@ -188,6 +262,16 @@ impl Emulated {
 }
 
 impl Kind {
+    /// The launcher that its jobs have without an MPI.
+    #[must_use]
+    pub fn launcher(self) -> &'static str {
+        match self {
+            Kind::OpenPbs => "pbs_tmrsh",
+            Kind::Ibm => "blaunch",
+            Kind::OpenLava | Kind::Cobalt => "ssh",
+        }
+    }
+
     /// Whether its commands wait for a server that is away, instead of saying so.
     #[must_use]
     pub fn waits_while_down(self) -> bool {
@@ -232,8 +316,7 @@ impl Drop for Emulated {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("jobs of the emulator: {:#?}", self.jobs());
-            let calls = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
-            let last: Vec<&str> = calls.lines().rev().take(20).collect();
+            let last: Vec<String> = self.all_calls().into_iter().rev().take(20).collect();
             eprintln!("its last calls, newest first: {last:#?}");
         }
     }

@@ -6,6 +6,7 @@ pub mod ranks;
 pub mod sim;
 pub mod site;
 pub mod slurm;
+pub mod stand_ins;
 
 use std::path::PathBuf;
 

@@ -4,7 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its own preparations fail")]
 
 use pf_tests::repo_root;
-use pf_tests::site::{Ran, Site};
+use pf_tests::site::{Ran, Site, wait_for};
+use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -213,12 +214,39 @@ fn the_admin_s_limits_hold_and_name_file_and_key() {
 }
 
 #[test]
-fn an_endpoint_that_its_machine_would_refuse_is_not_started() {
+fn an_endpoint_that_its_machine_would_refuse_keeps_no_other_from_being_served() {
     let machine = Machine::new();
-    machine.write("root/config.toml", "[endpoints.p]\nprofile = \"perlmutter\"\ninterfaces = [\"lo\"]\n");
-    let ran = machine.pf(&["broker", "run"], &[("PSCRATCH", "/tmp")]);
-    ran.expect_code(2)
-        .says(&["endpoint p: Perlmutter refuses jobs without account", "set endpoints.p.account"]);
+    machine.write("root/config.toml", "[endpoints.p]\nprofile = \"perlmutter\"\ninterfaces = [\"lo\"]\n\n[endpoints.q]\nprofile = \"generic-slurm\"\ninterfaces = [\"nosuch0\"]\n");
+    let env = [("PSCRATCH", "/tmp")];
+    let job = machine.pf(&["submit", "--quiet", "--", "true"], &env).expect_code(0).stdout;
+    machine.pf(&["wait", job.trim()], &env).expect_code(0);
+    let row = |name: &str| machine.pf(&["endpoint", "show", name, "--json"], &env).expect_code(0).json();
+    assert_eq!(row("p")["state"], "broken");
+    let why = row("p")["broken"].as_str().unwrap().to_owned();
+    let file = machine.site.path().join("root/config.toml");
+    for word in [
+        "Perlmutter refuses jobs without account",
+        "set endpoints.p.account",
+        &format!("{}:2", file.display()),
+    ] {
+        assert!(why.contains(word), "{why}");
+    }
+    assert!(row("q")["broken"].as_str().unwrap().contains("no interface \"nosuch0\""));
+    assert_eq!(row("local")["state"], "connected");
+    // What waits there tells why, and goes on once the setting is there.
+    let job = machine.pf(&["submit", "--quiet", "--endpoint", "p", "--", "true"], &env).expect_code(0).stdout;
+    let said = machine.pf(&["job", "show", job.trim()], &env).expect_code(0).stdout;
+    assert!(said.contains("endpoint p is broken") && said.contains("set endpoints.p.account"), "{said}");
+    machine.write(
+        "root/config.toml",
+        "[endpoints.p]\nprofile = \"perlmutter\"\naccount = \"m1\"\ninterfaces = [\"lo\"]\n",
+    );
+    machine.pf(&["broker", "stop"], &env).expect_code(0);
+    assert_eq!(
+        wait_for("its relay", || Some(row("p")).filter(|r| r["state"] == "connected"))["broken"],
+        Value::Null
+    );
+    machine.pf(&["cancel", job.trim()], &env).expect_code(0);
     // PILOTFISH_DIR holds the places; elsewhere the profile's variable must be there.
-    machine.pf(&["config", "show"], &[("PSCRATCH", "/tmp")]).expect_code(0);
+    machine.pf(&["config", "show"], &env).expect_code(0);
 }

@@ -5,31 +5,16 @@
 
 use pf_tests::ranks::{Program, allowed_cpus, run_programs};
 use pf_tests::site::{Ran, Site, kill_hard, wait_for};
+use pf_tests::stand_ins;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-
-/// A stand-in takes the node's name (or its number) and passes nothing of the environment on, as `pbs_tmrsh` and the others do.
-const STAND_INS: [(&str, &str); 4] = [
-    ("pbs_tmrsh", "host=$1; shift; exec env -i HOME=\"$HOME\" PATH=/bin:/usr/bin \"$@\""),
-    ("blaunch", "host=$1; shift; exec env -i HOME=\"$HOME\" PATH=/bin:/usr/bin \"$@\""),
-    // Tasks of one pbsdsh; its own exit code is always 0.
-    (
-        "pbsdsh",
-        "shift 3; env -i HOME=\"$HOME\" PATH=/bin:/usr/bin \"$@\" & task=$!\ntrap 'kill $task' TERM\nwait $task; wait $task; exit 0",
-    ),
-    ("ssh", "for last; do :; done; exec env -i HOME=\"$HOME\" PATH=/bin:/usr/bin sh -c \"$last\""),
-];
 
 /// A folder that is first in PATH, with the stand-ins, and the real MPI launchers by the names that other systems give them.
 fn tools(site: &Site) -> PathBuf {
     let dir = site.path().join("bin");
     fs::create_dir(&dir).unwrap();
-    for (name, text) in STAND_INS {
-        let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    stand_ins::install(&dir);
     if let Some(path) = installed("mpirun.openmpi") {
         symlink(path, dir.join("mpirun")).unwrap();
     }

@@ -55,48 +55,77 @@ fn wait_for_idle(emulated: &Emulated) {
     wait_for("an empty queue", || emulated.live().is_empty().then_some(()));
 }
 
+/// A scheduler with an endpoint, whose blocks are busy: each task runs, and waits for a mark.
+struct Busy<G> {
+    emulated: Emulated,
+    notes: Notes,
+    job: String,
+    go: G,
+}
+
+fn busy(kind: Kind, settings: &[&str], tasks: u32) -> Busy<impl Fn() + use<>> {
+    let emulated = Emulated::new(kind, 2);
+    let notes = Notes::new(&emulated.site);
+    emulated.endpoint("x", settings);
+    let (script, go) = waiting(&emulated, &notes);
+    let job = submit(&emulated, "x", &format!("1-{tasks}"), &script);
+    wait_for("tasks to run", || (notes.began().len() == tasks as usize).then_some(()));
+    Busy { emulated, notes, job, go }
+}
+
+impl<G: Fn()> Busy<G> {
+    /// Gives the mark, and waits for the job.
+    fn finish(&self) {
+        (self.go)();
+        self.emulated.site.pf(&["wait", &self.job]).expect_code(0);
+    }
+
+    fn state(&self) -> Value {
+        blocks(&self.emulated, "x")[0]["state"].clone()
+    }
+}
+
 fn a_session(kind: Kind) {
-    let emulated = Emulated::new(kind, 3);
+    let emulated = Emulated::new(kind, 4);
     let notes = Notes::new(&emulated.site);
     // Sites print on standard output what they like.
     emulated.mood("banner", "Welcome! 3 nodes are down.\n12 jobs wait.\nJob <7> of yours\n");
-    emulated.endpoint("x", &["blocks_max=3", "cores=1"]);
+    let launcher = format!("launcher={}", kind.launcher());
+    let several = ["blocks_max=2", "nodes_per_block=2", "cores=1", "interfaces=127.0.0.1", &launcher];
+    emulated.endpoint("x", &several);
     let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-6", &script);
-    wait_for("a task on each of three blocks", || (notes.began().len() == 3).then_some(()));
-    assert_eq!(emulated.live().len(), 3, "scaled out");
+    let job = submit(&emulated, "x", "1-8", &script);
+    wait_for("a task on each node of two blocks", || (notes.began().len() == 4).then_some(()));
+    assert_eq!(emulated.live().len(), 2, "scaled out");
+    assert_eq!(emulated.reached(), ["n1", "n2", "n3", "n4"].map(String::from).into());
     go();
     emulated.site.pf(&["wait", &job]).expect_code(0);
-    notes.check_once(1..=6);
+    notes.check_once(1..=8);
     wait_for_idle(&emulated);
-    for number in 0..3 {
+    for number in 0..2 {
         // Given back when it was idle: by itself, or as we asked.
         let end = end_of(&emulated, "x", number);
         assert!(end == "completed" || end == "cancelled", "{:?}", blocks(&emulated, "x"));
     }
-    assert_eq!(emulated.calls(emulated.submits()).len(), 3, "one submit a block");
+    assert_eq!(emulated.calls(emulated.submits()).len(), 2, "one submit a block");
     emulated.check_submits();
 }
 
 fn cancelled_by_us_and_by_the_user(kind: Kind) {
-    let emulated = Emulated::new(kind, 1);
-    let notes = Notes::new(&emulated.site);
-    emulated.endpoint("x", &[]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-1", &script);
-    wait_for("a task to run", || (notes.began().len() == 1).then_some(()));
+    let busy = busy(kind, &[], 1);
+    let Busy { emulated, notes, job, .. } = &busy;
     emulated.strike(emulated.live()[0].id, "cancelled");
-    let end = end_of(&emulated, "x", 0);
+    let end = end_of(emulated, "x", 0);
     if kind != Kind::OpenLava && kind != Kind::Ibm {
         // LSF calls done what was killed and ended well.
         assert_eq!(end, "cancelled", "behind our back");
     }
     wait_for("the task to run again", || (notes.runs()[&1] == 2).then_some(()));
     emulated.site.pf(&["endpoint", "stop", "--kill", "x"]).expect_code(0);
-    wait_for_idle(&emulated);
+    wait_for_idle(emulated);
     assert!(emulated.site.pids_of(" manager ").is_empty(), "{:?}", emulated.site.pids());
-    go();
-    emulated.site.pf(&["cancel", &job]).expect_code(0);
+    (busy.go)();
+    emulated.site.pf(&["cancel", job]).expect_code(0);
     emulated.check_submits();
 }
 
@@ -122,23 +151,37 @@ fn the_walltime_comes_early(kind: Kind) {
     emulated.check_submits();
 }
 
+/// The scheduler takes a block away for another job: stopped for a while, where it does that.
+fn suspended_for_another(kind: Kind) {
+    let busy = busy(kind, &[], 1);
+    let id = busy.emulated.live()[0].id;
+    busy.emulated.suspend(id, true);
+    wait_for("the word of it", || busy.state().get("suspended").map(|_| ()));
+    busy.emulated.suspend(id, false);
+    wait_for("its end", || (busy.state() == "running").then_some(()));
+    busy.finish();
+    busy.notes.check_once(1..=1);
+    assert_eq!(busy.emulated.jobs().len(), 1, "no block was asked for in its place");
+}
+
+/// What becomes of a task whose block is struck down, and how that block ended.
+fn struck(kind: Kind, how: &str) -> Value {
+    let busy = busy(kind, &[], 1);
+    busy.emulated.strike(busy.emulated.live()[0].id, how);
+    let end = end_of(&busy.emulated, "x", 0);
+    busy.finish();
+    busy.notes.check_done_once(1..=1);
+    busy.emulated.check_submits();
+    end
+}
+
+/// Cobalt and LSF know no more than that it is gone.
 fn a_node_is_lost(kind: Kind) {
-    let emulated = Emulated::new(kind, 2);
-    let notes = Notes::new(&emulated.site);
-    emulated.endpoint("x", &[]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-1", &script);
-    wait_for("a task to run", || (notes.began().len() == 1).then_some(()));
-    emulated.strike(emulated.live()[0].id, "lost");
-    let end = end_of(&emulated, "x", 0);
-    assert_ne!(end, "completed");
-    if kind == Kind::OpenPbs {
-        assert_eq!(end, "node_failed");
+    let end = struck(kind, "lost");
+    match kind {
+        Kind::OpenPbs => assert_eq!(end, "node_failed"),
+        _ => assert_ne!(end, "completed"),
     }
-    go();
-    emulated.site.pf(&["wait", &job]).expect_code(0);
-    notes.check_done_once(1..=1);
-    emulated.check_submits();
 }
 
 fn a_refusal_is_told_with_a_hint(kind: Kind) {
@@ -155,12 +198,8 @@ fn a_refusal_is_told_with_a_hint(kind: Kind) {
 }
 
 fn the_scheduler_is_away_for_a_while(kind: Kind) {
-    let emulated = Emulated::new(kind, 1);
-    let notes = Notes::new(&emulated.site);
-    emulated.endpoint("x", &[]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-1", &script);
-    wait_for("a task to run", || (notes.began().len() == 1).then_some(()));
+    let busy = busy(kind, &[], 1);
+    let emulated = &busy.emulated;
     emulated.mood("down", "");
     let before = emulated.calls(emulated.lists()).len();
     // Those of LSF wait for its return, the others ask again.
@@ -168,54 +207,42 @@ fn the_scheduler_is_away_for_a_while(kind: Kind) {
     wait_for("a question without an answer", || {
         (emulated.calls(emulated.lists()).len() > before + more).then_some(())
     });
-    let states: Vec<Value> = blocks(&emulated, "x").iter().map(|b| b["state"].clone()).collect();
-    assert_eq!(states, ["running"], "not told of is not over");
-    go();
-    emulated.site.pf(&["wait", &job]).expect_code(0);
+    assert_eq!(blocks(emulated, "x").len(), 1);
+    assert_eq!(busy.state(), "running", "not told of is not over");
+    busy.finish();
     emulated.calm("down");
-    wait_for_idle(&emulated);
-    notes.check_once(1..=1);
+    wait_for_idle(emulated);
+    busy.notes.check_once(1..=1);
     emulated.check_submits();
 }
 
 fn a_killed_relay_finds_its_blocks(kind: Kind) {
-    let emulated = Emulated::new(kind, 2);
-    let notes = Notes::new(&emulated.site);
-    emulated.endpoint("x", &["blocks_max=2", "cores=2"]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-2", &script);
-    wait_for("tasks to run", || (notes.began().len() == 2).then_some(()));
+    let busy = busy(kind, &["blocks_max=2", "cores=2"], 2);
+    let emulated = &busy.emulated;
     kill_hard(emulated.site.broker_pid().expect("a daemon"));
     emulated.site.pf(&["status"]).expect_code(0);
-    go();
-    emulated.site.pf(&["wait", &job]).expect_code(0);
-    notes.check_once(1..=2);
-    wait_for_idle(&emulated);
+    busy.finish();
+    busy.notes.check_once(1..=2);
+    wait_for_idle(emulated);
     assert_eq!(emulated.jobs().len(), 1, "no block was asked for again");
 }
 
 fn lies(kind: Kind) {
-    let emulated = Emulated::new(kind, 1);
-    let notes = Notes::new(&emulated.site);
+    let busy = busy(kind, &[], 1);
+    let emulated = &busy.emulated;
     emulated.mood("foreign", "");
-    emulated.endpoint("x", &[]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-1", &script);
-    wait_for("a task to run", || (notes.began().len() == 1).then_some(()));
     let id = emulated.live()[0].id.to_string();
     for (mood, text) in [("missing", id.as_str()), ("empty", ""), ("cut", "")] {
         emulated.mood(mood, text);
         wait_for(mood, || (!emulated.in_mood(mood)).then_some(()));
         let before = emulated.calls(emulated.lists()).len();
         wait_for("more listings", || (emulated.calls(emulated.lists()).len() > before + 1).then_some(()));
-        let all = blocks(&emulated, "x");
-        assert_eq!(all.len(), 1, "after {mood}: {all:?}");
-        assert_eq!(all[0]["state"], "running", "after {mood}");
+        assert_eq!(blocks(emulated, "x").len(), 1, "after {mood}");
+        assert_eq!(busy.state(), "running", "after {mood}");
     }
-    go();
-    emulated.site.pf(&["wait", &job]).expect_code(0);
-    notes.check_once(1..=1);
-    wait_for_idle(&emulated);
+    busy.finish();
+    busy.notes.check_once(1..=1);
+    wait_for_idle(emulated);
     assert_eq!(emulated.jobs().len(), 1, "no block was asked for again");
 }
 
@@ -271,6 +298,11 @@ macro_rules! on_each {
             }
 
             #[test]
+            fn node_loss() {
+                a_node_is_lost($kind);
+            }
+
+            #[test]
             fn refusal() {
                 a_refusal_is_told_with_a_hint($kind);
             }
@@ -305,12 +337,13 @@ on_each! {
     cobalt: Kind::Cobalt;
 }
 
-/// Cobalt says nothing of a job whose node is lost: that takes as long as the relay waits for a word from anywhere.
+/// LSF suspends, PBS suspends or deletes, Cobalt does neither to jobs that do not ask for it.
 #[test]
-fn a_lost_node_is_told_of() {
+fn preemption() {
     for kind in [Kind::OpenPbs, Kind::OpenLava, Kind::Ibm] {
-        a_node_is_lost(kind);
+        suspended_for_another(kind);
     }
+    assert_eq!(struck(Kind::OpenPbs, "preempted"), "preempted");
 }
 
 #[test]

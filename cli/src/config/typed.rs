@@ -331,7 +331,10 @@ impl Config {
         if let Some(local) = &mut local {
             local.cores = cores.or(local.cores);
             if let Some(allocation) = allocation {
-                local.launcher = allocation.launcher.into();
+                // What the user says of the machine is better known than what its scheduler leaves to guess.
+                if local.launcher == "local" {
+                    local.launcher = allocation.launcher.into();
+                }
                 // The allocation is the one block.
                 local.shapes.truncate(1);
                 if let Some(shape) = local.shapes.first_mut() {

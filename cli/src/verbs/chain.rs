@@ -65,8 +65,9 @@ impl Chain {
         let host = host_name();
         let mut broker_config = BrokerConfig::new(config.places.durable.join("log"), &user_name(), &host);
         broker_config.local_endpoints = config.endpoints.keys().cloned().collect();
-        let (node, handle) = BrokerNode::open(&broker_config).map_err(broker_error)?;
+        let (mut node, handle) = BrokerNode::open(&broker_config).map_err(broker_error)?;
         let allow = node.allow_list();
+        let opened = open_relays(config, kind, &host, &mut node)?;
         let mut reactor = Reactor::new().map_err(reactor_error)?;
         let broker = reactor.add(Box::new(node));
         if let Some(listen) = relay_listen(config)? {
@@ -79,9 +80,7 @@ impl Chain {
             );
         }
         let mut relays = Vec::new();
-        for endpoint in config.endpoints.values() {
-            let options = relay_options(config, endpoint, &host, BrokerLink::Paired)?;
-            let (node, handle) = open_relay(options)?;
+        for (node, handle) in opened {
             let relay = reactor.add(Box::new(node));
             reactor.pair(broker, relay);
             relays.push(handle);
@@ -172,6 +171,29 @@ fn reactor_error(error: TransportError) -> CliError {
     CliError::internal("run the links").because(error)
 }
 
+/// The relays of all endpoints. One that cannot be served does not keep a daemon from serving the others: the broker tells why.
+fn open_relays(
+    config: &Config,
+    kind: Kind,
+    host: &str,
+    broker: &mut BrokerNode,
+) -> Result<Vec<(RelayNode, RelayHandle)>> {
+    let mut opened = Vec::new();
+    for endpoint in config.endpoints.values() {
+        let relay = relay_options(config, endpoint, host, BrokerLink::Paired).and_then(open_relay);
+        match (relay, kind) {
+            (Ok(relay), _) => opened.push(relay),
+            (Err(error), Kind::Private) => return Err(error),
+            (Err(error), Kind::Daemon) => {
+                let why = error.one_line();
+                tracing::error!(endpoint = endpoint.name, why, "an endpoint is not served");
+                broker.cannot_serve(&endpoint.name, why);
+            }
+        }
+    }
+    Ok(opened)
+}
+
 fn open_relay(options: RelayOptions) -> Result<(RelayNode, RelayHandle)> {
     let name = options.endpoint.clone();
     RelayNode::open(options)
@@ -243,7 +265,9 @@ fn refuse_unready(config: &Config, name: &str) -> Result<()> {
     let Some(missing) = first_missing(&config.settings, name, &found.profile.requires) else { return Ok(()) };
     let error =
         CliError::usage(format!("endpoint {name}: {} refuses jobs without {missing}", found.profile.title));
-    Err(error.hint(format!("set endpoints.{name}.{missing} (profile {})", found.name)))
+    let profile = config.settings.values.get(&format!("endpoints.{name}.profile"));
+    let file = profile.map_or_else(|| found.from(), |(_, origin)| origin.to_string());
+    Err(error.hint(format!("set endpoints.{name}.{missing} (profile {}, chosen at {file})", found.name)))
 }
 
 /// Addresses at which the managers of an endpoint find their relay: loopback where they all run on this host.

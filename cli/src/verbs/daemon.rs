@@ -65,16 +65,17 @@ async fn start(context: &Context, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Lets a daemon that runs here read its configuration again: by a restart, over which jobs and blocks live on.
-pub async fn restart(context: &Context) -> Result<()> {
+/// Lets a daemon that runs here read its configuration again: by a restart, over which jobs and blocks live on. Whether one runs here.
+pub async fn restart(context: &Context) -> Result<bool> {
     let client = Client::socket(&context.config.places.socket());
     if !client.is_there().await {
-        return Ok(());
+        return Ok(false);
     }
     let pid = client.status().await?.pid;
     client.shutdown(STOP_TIMEOUT).await?;
     wait_for_end(pid).await?;
-    start(context, &client).await
+    start(context, &client).await?;
+    Ok(true)
 }
 
 /// This binary again, in a session of its own, with nothing of ours open.

@@ -111,7 +111,10 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
     };
     write().map_err(|e| io_error(format!("write configuration {}", path.display()), e))?;
     done(context, &args.name, &format!("is written to {}", path.display()))?;
-    super::daemon::restart(context).await?;
+    if super::daemon::restart(context).await? {
+        let row = super::daemon::client(context).await?.endpoint(&args.name).await?;
+        stuck_words(&row).iter().for_each(|words| context.output.say(format!("warning: {words}")));
+    }
     Ok(Exit::Ok)
 }
 
@@ -157,8 +160,8 @@ async fn list(context: &Context, client: &Client) -> Result<()> {
 
 fn show(context: &Context, row: &EndpointRow) -> String {
     let mut parts = vec![endpoint_table(context, std::slice::from_ref(row))];
-    let Some(report) = &row.report else { return parts.remove(0) };
-    parts.extend(paused_words(row));
+    parts.extend(stuck_words(row));
+    let Some(report) = &row.report else { return parts.join("\n") };
     if !report.blocks.is_empty() {
         parts.push(block_table(context, &[(row.name.clone(), report.blocks.clone())]));
     }
@@ -188,9 +191,13 @@ fn show(context: &Context, row: &EndpointRow) -> String {
     parts.join("\n")
 }
 
-/// Why an endpoint is paused, and the one command that ends it.
-pub fn paused_words(row: &EndpointRow) -> Option<String> {
-    let (name, why) = (&row.name, row.report.as_ref()?.paused.as_ref()?);
+/// Why an endpoint is not served, or is paused, and what ends that.
+pub fn stuck_words(row: &EndpointRow) -> Option<String> {
+    let name = &row.name;
+    if let Some(why) = &row.broken {
+        return Some(format!("endpoint {name} is broken: {why}; then `pf broker stop`, and it begins anew"));
+    }
+    let why = row.report.as_ref()?.paused.as_ref()?;
     Some(format!("endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"))
 }
 
@@ -202,11 +209,13 @@ fn explain_lines(row: &EndpointRow) -> Vec<String> {
         count(row.queued, "task"),
         row.assigned
     )];
+    lines.extend(stuck_words(row));
     let Some(report) = &row.report else {
-        lines.push("no relay has reported yet".into());
+        if row.broken.is_none() {
+            lines.push("no relay has reported yet".into());
+        }
         return lines;
     };
-    lines.extend(paused_words(row));
     lines.push(format!(
         "{} at the relay for want of a slot, {} at managers",
         count(report.waiting, "task"),
@@ -268,6 +277,7 @@ fn block_words(state: &BlockState) -> String {
         BlockState::Ending => "ending".into(),
         BlockState::Unknown(text) => with("unknown", text),
         BlockState::Impossible(why) => with("will never run", why),
+        BlockState::Suspended(why) => with("suspended", why),
         BlockState::Ended(end) => match end {
             BlockEnd::Completed => "ended".into(),
             BlockEnd::Failed(code) => format!("failed: exit code {code}"),

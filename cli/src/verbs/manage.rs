@@ -1,6 +1,6 @@
 //! `status` and `config show`.
 
-use super::endpoints::{endpoint_table, paused_words};
+use super::endpoints::{endpoint_table, stuck_words};
 use super::jobs::job_table;
 use crate::Context;
 use crate::error::Result;
@@ -43,7 +43,7 @@ pub async fn status(context: &Context) -> Result<Exit> {
     context.output.answer(&all, &ids, || {
         let jobs = if jobs.is_empty() { "no jobs".to_owned() } else { job_table(context, &jobs) };
         let paused: String =
-            endpoints.iter().filter_map(paused_words).map(|line| format!("\n{line}")).collect();
+            endpoints.iter().filter_map(stuck_words).map(|line| format!("\n{line}")).collect();
         format!("{}\n\n{}{paused}\n\n{jobs}", broker_words(&status), endpoint_table(context, &endpoints))
     })?;
     Ok(Exit::Ok)

@@ -23,6 +23,7 @@ use crate::units::show_us;
 use pf_protocol::JobId;
 use pf_protocol::api::{CancelRequest, JobState, JobSummary, OutcomeLine};
 use std::cell::Cell;
+use std::io::IsTerminal;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,12 +57,14 @@ pub async fn run(context: &Context, args: &RunArgs) -> Result<Exit> {
     let mut chain = Chain::start(&config, Kind::Private)?;
     let client = Client::socket(&config.places.socket());
     let seen = Cell::new(0);
+    // Without a terminal it is the scheduler that interrupts (`bkill` begins so), and there will be another allocation.
+    let in_batch = allocation.is_some() && !std::io::stdin().is_terminal();
     let result = {
         let mut working = pin!(work_to_the_end(context, args, &client, work, &seen));
         let ended = tokio::select! {
             result = &mut working => result,
-            result = interrupted(context, &client) => result.map(Ended::Interrupted),
-            result = must_end(&client, usable) => result,
+            result = interrupted(context, &client), if !in_batch => result.map(Ended::Interrupted),
+            result = must_end(&client, usable, in_batch) => result,
         };
         match ended {
             // What ends meanwhile is still shown.
@@ -161,8 +164,9 @@ fn announce(context: &Context, allocation: &Allocation, place: &RunPlace) {
     ));
 }
 
-/// Comes when the run must end before its work has: its time is over, it is told to by a signal, or there is no way to go on.
-async fn must_end(client: &Client, usable: Option<Duration>) -> Result<Ended> {
+/// Comes when the run must end before its work has: its time is over, it is told to by a signal, or there is no way to go on. LSF sends SIGUSR2 at
+/// the run limit; others send what `--signal` says.
+async fn must_end(client: &Client, usable: Option<Duration>, in_batch: bool) -> Result<Ended> {
     let began = Instant::now();
     let (least, most) = WALLTIME_RESERVE_MS;
     let reserve = usable.map_or(0, |usable| (usable.as_millis() as u64 / 10).clamp(least, most));
@@ -172,7 +176,11 @@ async fn must_end(client: &Client, usable: Option<Duration>) -> Result<Ended> {
             None => std::future::pending().await,
         }
     };
-    let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
+    let watch = |kind, name: &str| signal(kind).map_err(|e| io_error(format!("watch for {name}"), e));
+    let mut terminated = watch(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupted = watch(SignalKind::interrupt(), "SIGINT")?;
+    let mut warned = watch(SignalKind::user_defined1(), "SIGUSR1")?;
+    let mut limited = watch(SignalKind::user_defined2(), "SIGUSR2")?;
     let early = |why: &str, grace| Ended::Early { why: why.into(), grace };
     tokio::select! {
         () = time_is_over => {
@@ -180,6 +188,9 @@ async fn must_end(client: &Client, usable: Option<Duration>) -> Result<Ended> {
             Ok(early("the time of the allocation is over", grace))
         }
         _ = terminated.recv() => Ok(early("told to end by SIGTERM", Duration::ZERO)),
+        _ = interrupted.recv(), if in_batch => Ok(early("told to end by SIGINT", Duration::ZERO)),
+        _ = warned.recv() => Ok(early("told to end by SIGUSR1", Duration::ZERO)),
+        _ = limited.recv() => Ok(early("told to end by SIGUSR2", Duration::ZERO)),
         why = given_up(client) => Ok(early(&why, Duration::ZERO)),
     }
 }

@@ -109,6 +109,9 @@ pub fn below_a_shared_folder(context: &Context, allocation: &Allocation) -> Resu
 }
 
 fn make_new(folder: &Path, id: &str) -> std::io::Result<PathBuf> {
+    // `217[0].pbshead`: what follows is to be typed again, in a shell.
+    let id: String =
+        id.chars().map(|c| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' }).collect();
     let name = |n: u32| if n == 1 { format!("pf-run-{id}") } else { format!("pf-run-{id}-{n}") };
     for n in 1..=NAMES_MAX {
         let root = folder.join(name(n));
@@ -135,5 +138,6 @@ mod tests {
         let second = make_new(folder.path(), "7").expect("make");
         assert!(first.ends_with("pf-run-7") && second.ends_with("pf-run-7-2"));
         assert!(first.join(OURS).exists());
+        assert!(make_new(folder.path(), "217[0].pbshead").expect("make").ends_with("pf-run-217-0-.pbshead"));
     }
 }

@@ -90,10 +90,17 @@ pub struct Broker {
     pub(crate) to_pump: BTreeSet<EndpointId>,
     /// Endpoints whose turn was broken off to keep it short.
     pub(crate) pump_again: bool,
+    /// Endpoints of this host that have no relay, by name, and why.
+    pub(crate) broken: BTreeMap<String, String>,
     armed: Option<Micros>,
 }
 
 impl Broker {
+    /// Says of an endpoint of this host that it has no relay, and why.
+    pub fn cannot_serve(&mut self, endpoint: &str, why: String) {
+        self.broken.insert(endpoint.into(), why);
+    }
+
     pub(crate) fn from_state(config: Config, state: State, position: u64) -> Self {
         let mut broker = Broker {
             acceptor: Acceptor::new(config.timing, config.seed),
@@ -117,6 +124,7 @@ impl Broker {
             to_check: BTreeSet::new(),
             to_pump: BTreeSet::new(),
             pump_again: false,
+            broken: BTreeMap::new(),
             armed: None,
         };
         broker.endpoints = broker.state.endpoints.keys().map(|id| (*id, LiveEndpoint::default())).collect();

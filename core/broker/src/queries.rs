@@ -169,7 +169,7 @@ impl Broker {
         let live = self.jobs.get(&job.id);
         let running = live.map_or(0, |live| live.running.len() as u64);
         let reason = match job.cancel.reason.as_str() {
-            "" if job.ended_us.is_none() => self.why_paused(job.endpoint),
+            "" if job.ended_us.is_none() => self.why_stuck(job.endpoint),
             "" => None,
             reason => Some(reason.into()),
         };
@@ -201,10 +201,19 @@ impl Broker {
         }
     }
 
+    /// Why an endpoint cannot be served here, if it is not served from elsewhere.
+    fn why_broken(&self, endpoint: EndpointId) -> Option<&String> {
+        let served = self.endpoints.get(&endpoint).is_some_and(|live| live.link.is_some());
+        if served { None } else { self.broken.get(&self.endpoint_name(endpoint)) }
+    }
+
     /// That an endpoint asks for no more blocks, for those whose tasks wait there.
-    fn why_paused(&self, endpoint: EndpointId) -> Option<String> {
-        let why = self.endpoints.get(&endpoint)?.report.as_ref()?.paused.as_ref()?;
+    fn why_stuck(&self, endpoint: EndpointId) -> Option<String> {
         let name = self.endpoint_name(endpoint);
+        if let Some(why) = self.why_broken(endpoint) {
+            return Some(format!("endpoint {name} is broken: {why}"));
+        }
+        let why = self.endpoints.get(&endpoint)?.report.as_ref()?.paused.as_ref()?;
         Some(format!("endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"))
     }
 
@@ -334,8 +343,10 @@ impl Broker {
         let jobs = live.jobs.iter().filter_map(|job| self.jobs.get(job));
         let (queued, assigned) = jobs
             .fold((0, 0), |(queued, assigned), job| (queued + job.waiting_count(), assigned + job.assigned));
+        let broken = self.why_broken(id).cloned();
         let state = match &live.link {
             Some(_) => "connected",
+            None if broken.is_some() => "broken",
             None if endpoint.ended => "stopped",
             None => "absent",
         };
@@ -343,6 +354,7 @@ impl Broker {
             name: endpoint.name.clone(),
             owner: self.owner_name(endpoint.owner),
             state: state.into(),
+            broken,
             queued,
             assigned,
             report: live.report.clone(),

@@ -255,8 +255,11 @@ pub struct EndpointRow {
     pub name: String,
     /// Owner's name.
     pub owner: String,
-    /// `connected`, `absent`, `stopped`.
+    /// `connected`, `absent`, `stopped`, `broken`.
     pub state: String,
+    /// Why the broker's host cannot serve it, and what to set in which file; None if it is not `broken`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
     /// Tasks in the broker's queue for it.
     pub queued: u64,
     /// Tasks handed to it.

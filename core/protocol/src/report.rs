@@ -28,6 +28,8 @@ pub enum BlockState {
     Unknown(String),
     /// The scheduler has it and says that it will never run; its words.
     Impossible(String),
+    /// It has nodes, but its processes are stopped for now; the scheduler's word.
+    Suspended(String),
 }
 
 /// Why a block ended.

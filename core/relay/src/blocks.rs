@@ -60,7 +60,7 @@ impl Block {
 
     /// Whether its job is known to have begun, and not to be over.
     pub fn has_nodes(&self) -> bool {
-        matches!(self.record.state, BlockState::Running | BlockState::Ending)
+        matches!(self.record.state, BlockState::Running | BlockState::Suspended(_) | BlockState::Ending)
     }
 }
 

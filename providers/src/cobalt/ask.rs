@@ -1,38 +1,28 @@
 //! What Cobalt is asked for, as directives of the batch script: only those directly after its first line are read.
 
 use crate::clock::minutes;
-use crate::script::{BLOCK_LOG, one_line, one_word};
-use crate::{Asks, BlockRequest, ProviderError};
+use crate::script::{BLOCK_LOG, one_line, one_word, own_options};
+use crate::{Asks, BlockRequest, ProviderError, cannot_say};
 
 /// Files of this name with `.output` and `.cobaltlog` come into the block's folder.
 pub(super) const PREFIX: &str = "block";
 
+/// Options by which a block would not be found again (another name, its log elsewhere), or would be no script.
+const OURS: [&str; 6] = ["--jobname", "-O", "--outputprefix", "--debuglog", "--mode", "-I"];
+
 /// What every block has, then what its profile says, then the user's own.
 pub(super) fn directives(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
-    let Asks {
-        queue,
-        account,
-        qos,
-        reservation,
-        constraint,
-        cores_per_node,
-        gpus_per_node,
-        memory_per_node_mib,
-        // It gives whole nodes.
-        exclusive: _,
-        options,
-        setup: _,
-    } = &request.asks;
-    let cannot = [
+    // It gives whole nodes, exclusive or not.
+    let Asks { queue, account, qos, reservation, constraint, options, .. } = &request.asks;
+    let Asks { cores_per_node, gpus_per_node, memory_per_node_mib, .. } = &request.asks;
+    let no = [
         ("qos", qos.is_some()),
         ("cores_per_node", cores_per_node.is_some()),
         ("gpus_per_node", gpus_per_node.is_some()),
         ("memory_per_node_mib", memory_per_node_mib.is_some()),
         ("exclude", !request.exclude.is_empty()),
     ];
-    if let Some((key, _)) = cannot.into_iter().find(|(_, set)| *set) {
-        return Err(ProviderError::CannotSay { provider: "cobalt", key });
-    }
+    cannot_say("cobalt", &no)?;
     let dir = one_word("dir", &request.dir)?;
     let mut all = vec![
         format!("-n {}", request.nodes),
@@ -61,7 +51,7 @@ pub(super) fn directives(request: &BlockRequest) -> Result<Vec<String>, Provider
         attributes.push(one_word("constraint", constraint)?);
     }
     let mut rest = Vec::new();
-    for line in options {
+    for line in own_options(options, &OURS, true)? {
         let line = one_line("options", line)?.trim();
         match line.strip_prefix("--attrs").map(|a| a.trim_start_matches('=').trim()) {
             Some(own) if own.split_whitespace().count() == 1 => attributes.push(own),

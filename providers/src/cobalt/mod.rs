@@ -18,7 +18,8 @@ pub struct Cobalt {
 }
 
 /// The columns are asked for, since files and variables change those that there are by default. The name comes last: it may hold blanks.
-const HEADER: &str = "JobID:State:TimeRemaining:JobName";
+/// `Admin_Hold` since a job that is held by both has the state `user_hold` (`cqm.py`, state of a job).
+const HEADER: &str = "JobID:State:TimeRemaining:Admin_Hold:JobName";
 
 /// They change the columns, whatever else is said.
 const UNSET: [&str; 4] = ["QSTAT_HEADER", "QSTAT_HEADER_FULL", "CQSTAT_HEADER", "CQSTAT_HEADER_FULL"];
@@ -34,18 +35,6 @@ impl Provider for Cobalt {
 
     fn dialect(&self) -> &'static str {
         ""
-    }
-
-    fn submit_shows_within_ms(&self) -> u64 {
-        300_000
-    }
-
-    fn poll_ms(&self) -> u64 {
-        30_000
-    }
-
-    fn submit_ms(&self) -> u64 {
-        1_000
     }
 
     fn status_is_for_all(&self) -> bool {

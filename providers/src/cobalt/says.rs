@@ -102,11 +102,11 @@ fn row(line: &str) -> Option<Observed> {
         rest = more;
         word
     };
-    let (id, state_word, left) = (word(), word(), word());
+    let (id, state_word, left, by_admin) = (word(), word(), word(), word());
     if !is_id(id) || state_word.is_empty() {
         return None;
     }
-    let state = state(state_word, id);
+    let state = state(state_word, id, by_admin == "True");
     Some(Observed {
         id: id.into(),
         name: rest.trim().into(),
@@ -117,8 +117,10 @@ fn row(line: &str) -> Option<Observed> {
 }
 
 /// States: the source, `JobState` of the queue manager.
-fn state(word: &str, id: &str) -> BlockState {
+fn state(word: &str, id: &str, by_admin: bool) -> BlockState {
     match word {
+        // ALCF held all jobs so while a file system was down.
+        "user_hold" if by_admin => BlockState::Held("user_hold and admin_hold".into()),
         "queued" => BlockState::Queued(String::new()),
         "maxrun_hold" => BlockState::Queued("maxrun_hold: as many run as may".into()),
         "preempted" => BlockState::Queued("preempted".into()),
@@ -159,6 +161,7 @@ pub(super) fn logged(block: &KnownBlock, output: &Output) -> Result<Option<Obser
     Ok(Some(Observed { id, name: block.name.clone(), state, walltime_left_ms: None, restarts: None }))
 }
 
+/// The queue manager's words (`cqm.py`, where it logs with `cobalt_log`). An exit code may be `None`: then the log does not tell.
 fn end_of(text: &str) -> Option<BlockEnd> {
     if let Some((_, code)) = text.split_once("with an exit code of ") {
         let code = code.split([';', ' ']).next()?.parse().ok()?;
@@ -167,10 +170,11 @@ fn end_of(text: &str) -> Option<BlockEnd> {
     if text.contains("maximum execution time exceeded") {
         return Some(BlockEnd::Walltime);
     }
-    if text.contains("user delete requested") {
+    // `user delete requested ..`, `user delete with signal ..`, `pending user delete; ..`; but not those that it says to ignore.
+    if text.contains("user delete") && !text.contains("ignoring") {
         return Some(BlockEnd::Cancelled);
     }
-    text.contains("preempt").then_some(BlockEnd::Preempted)
+    text.contains("job successfully preempted").then_some(BlockEnd::Preempted)
 }
 
 /// From qdel, which says nothing of jobs that are gone, or are another's.

@@ -2,31 +2,17 @@
 
 use super::Make;
 use crate::clock::minutes;
-use crate::script::{BLOCK_LOG, one_line, one_word};
-use crate::{Asks, BlockRequest, ProviderError};
+use crate::script::{BLOCK_LOG, one_line, one_word, own_options};
+use crate::{Asks, BlockRequest, ProviderError, cannot_say};
+
+/// Options by which a block would not be found again (another name), or bsub would wait for its end.
+const OURS: [&str; 5] = ["-J", "-K", "-I", "-Ip", "-Is"];
 
 /// What every block has, then what its profile says, then the user's own.
 pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
-    let Asks {
-        queue,
-        account,
-        qos,
-        reservation,
-        constraint: _,
-        cores_per_node: _,
-        gpus_per_node: _,
-        memory_per_node_mib: _,
-        exclusive: _,
-        options,
-        setup: _,
-    } = &request.asks;
-    let cannot = |key| Err(ProviderError::CannotSay { provider: "lsf", key });
-    if qos.is_some() {
-        return cannot("qos");
-    }
-    if make == Make::OpenLava && reservation.is_some() {
-        return cannot("reservation");
-    }
+    let Asks { queue, account, qos, reservation, options, .. } = &request.asks;
+    let no = [("qos", qos.is_some()), ("reservation", make == Make::OpenLava && reservation.is_some())];
+    cannot_say("lsf", &no)?;
     let dir = one_word("dir", &request.dir)?;
     let minutes = minutes(request.walltime_ms);
     let mut all = vec![
@@ -52,7 +38,7 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Csm => all.extend(whole_nodes(request)?),
         Make::Ibm | Make::OpenLava => all.extend(slots(make, request)?),
     }
-    all.extend(options.iter().cloned());
+    all.extend(own_options(options, &OURS, false)?.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#BSUB {d}")).collect())
 }
 
@@ -81,10 +67,8 @@ fn whole_nodes(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
         ("memory_per_node_mib", asks.memory_per_node_mib.is_some()),
         ("exclude", !request.exclude.is_empty()),
     ];
-    match said.into_iter().find(|(_, set)| *set) {
-        Some((key, _)) => Err(ProviderError::CannotSay { provider: "lsf", key }),
-        None => Ok(vec![format!("-nnodes {}", request.nodes)]),
-    }
+    cannot_say("lsf", &said)?;
+    Ok(vec![format!("-nnodes {}", request.nodes)])
 }
 
 /// Slots, as many on each node as it shall give cores; one where the profile does not say.

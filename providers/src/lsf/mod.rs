@@ -89,23 +89,6 @@ impl Provider for Lsf {
         }
     }
 
-    fn submit_shows_within_ms(&self) -> u64 {
-        // bsub waits for a batch daemon that is away, and may have been heard before it was killed.
-        300_000
-    }
-
-    fn poll_ms(&self) -> u64 {
-        30_000
-    }
-
-    fn submit_ms(&self) -> u64 {
-        1_000
-    }
-
-    fn status_is_for_all(&self) -> bool {
-        false
-    }
-
     fn can_exclude(&self) -> bool {
         self.make != Make::Csm
     }
@@ -117,7 +100,8 @@ impl Provider for Lsf {
             script: Some((SCRIPT.into(), script)),
             // As an argument the script's directives are not read.
             script_on_stdin: true,
-            ..Plan::default()
+            // They take the id away, send it elsewhere, or let bsub only look at the request (LSF Reference, "Environment variables").
+            unset: vec!["BSUB_*"],
         })
     }
 

@@ -14,9 +14,19 @@ pub(super) fn is_id(text: &str) -> bool {
 }
 
 /// Words of bsub and what may help.
-const HINTS: [(&str, &str); 9] = [
+const HINTS: [(&str, &str); 16] = [
     ("No such queue", "set queue; `bqueues` lists them"),
     ("User cannot use the queue", "set queue; `bqueues -u $USER` lists yours"),
+    ("Queue has been closed", "it takes no jobs now: set another queue; `bqueues` lists them"),
+    ("Queue only accepts interactive jobs", "set another queue; `bqueues -l QUEUE`"),
+    ("Queue does not accept EXCLUSIVE jobs", "set exclusive = false, or another queue"),
+    ("Too few processors requested", "raise nodes_per_block or cores_per_node, or set another queue"),
+    (
+        "does not have enough",
+        "lower nodes_per_block or cores_per_node, or set another queue; `bqueues -l QUEUE`",
+    ),
+    ("Bad resource name", "see constraint; `lsinfo` lists what nodes have"),
+    ("Root job submission is disabled", "root may not submit jobs"),
     ("Cannot exceed queue's hard limit", "lower walltime, or set a queue that allows it; `bqueues -l QUEUE`"),
     ("Too many processors requested", "lower nodes_per_block or cores_per_node, or set another queue"),
     ("Bad resource requirement syntax", "see constraint; `lsinfo` lists what nodes have"),
@@ -26,9 +36,33 @@ const HINTS: [(&str, &str); 9] = [
     ("aborted by esub", "the site refuses it, in the words before: see account and options"),
 ];
 
-/// From bsub: `Job <102> is submitted to queue <normal>.` on any line. Some sites' wrappers refuse with exit code 0.
+/// Words that mean "not now": the daemons are away or overloaded, or as many jobs are there as may be (`lsb.err.c`).
+const LATER: [&str; 8] = [
+    "threshold reached",
+    "limit reached",
+    "has reached its job limit",
+    "No job Id can be used now",
+    "Batch daemon cannot fork",
+    "Connection refused by server",
+    "Timeout on connect call to server",
+    "LSF is down",
+];
+
+/// Words after which nobody knows whether the job was taken: the daemon was asked, and did not answer so that it could be understood.
+const UNCLEAR: [&str; 7] = [
+    "Failed in an LSF library call",
+    "Failed in sending/receiving",
+    "Communication timeout",
+    "Batch protocol error",
+    "XDR encode/decode error",
+    "End of file",
+    "Master batch daemon internal error",
+];
+
+/// From bsub: `Job <102> is submitted to queue <normal>.` on any line. Some sites' wrappers refuse with exit code 0, or print all on
+/// standard error.
 pub(super) fn submitted(output: &Output) -> Result<String, ProviderError> {
-    let id = output.stdout.lines().find_map(|line| {
+    let id = output.stdout.lines().chain(output.stderr.lines()).find_map(|line| {
         let (id, rest) = line.trim().strip_prefix("Job <")?.split_once('>')?;
         (is_id(id) && rest.starts_with(" is submitted to ")).then(|| id.to_string())
     });
@@ -37,14 +71,10 @@ pub(super) fn submitted(output: &Output) -> Result<String, ProviderError> {
     }
     let said = words(output);
     let both = format!("{}\n{}", output.stdout, output.stderr);
-    // The daemon went away in the middle: it may have taken the job.
-    if both.contains("Failed in an LSF library call") || both.contains("Failed in sending/receiving") {
+    if UNCLEAR.iter().any(|w| both.contains(w)) || !both.contains("Job not submitted") {
         return Err(ProviderError::NotUnderstood(said));
     }
-    if !both.contains("Job not submitted") {
-        return Err(ProviderError::NotUnderstood(said));
-    }
-    if both.contains("threshold reached") || both.contains("limit reached") || both.contains("LSF is down") {
+    if LATER.iter().any(|w| both.contains(w)) {
         return Err(ProviderError::Later(said));
     }
     let hint = HINTS.iter().find(|(w, _)| both.contains(w)).map(|(_, hint)| *hint);
@@ -153,15 +183,19 @@ fn line_with_blanks(line: &str) -> Option<Option<Observed>> {
 fn state(stat: &str, pending: &str, id: &str) -> BlockState {
     match stat {
         "PEND" => BlockState::Queued(cut(pending).into()),
+        // `lsb.reason.c`: "suspended by LSF admin or root while pending"; LSF itself stops a pending job too.
+        "PSUSP" if pending.contains("admin") || pending.contains("internally") => {
+            BlockState::Held(format!("PSUSP: {}", cut(pending)))
+        }
         "PSUSP" => {
             BlockState::Impossible(format!("held by its user: PSUSP (hint: `bresume {id}` would let it go)"))
         }
         "WAIT" => BlockState::Queued("WAIT: it waits in a chunk of jobs".into()),
         "PROV" => BlockState::Starting,
         "RUN" => BlockState::Running,
-        "USUSP" => BlockState::Held("USUSP: stopped by its user or an administrator".into()),
+        "USUSP" => BlockState::Suspended("USUSP: stopped by its user or an administrator".into()),
         "SSUSP" => {
-            BlockState::Held("SSUSP: suspended by LSF for load, a closed window or another job".into())
+            BlockState::Suspended("SSUSP: stopped by LSF for load, a closed window or another job".into())
         }
         "UNKWN" => BlockState::Unknown("UNKWN: its host cannot be reached".into()),
         "ZOMBI" => BlockState::Ending,
@@ -175,9 +209,15 @@ fn end(code: Option<i32>, reason: &str) -> BlockEnd {
     let word = reason.split([':', ' ', ',']).next().unwrap_or_default();
     match word {
         "TERM_RUNLIMIT" | "TERM_DEADLINE" => return BlockEnd::Walltime,
-        "TERM_OWNER" | "TERM_FORCE_OWNER" | "TERM_ADMIN" | "TERM_FORCE_ADMIN" => return BlockEnd::Cancelled,
+        "TERM_OWNER" | "TERM_FORCE_OWNER" | "TERM_ADMIN" | "TERM_FORCE_ADMIN" | "TERM_BUCKET_KILL" => {
+            return BlockEnd::Cancelled;
+        }
         "TERM_MEMLIMIT" | "TERM_SWAP" => return BlockEnd::OutOfMemory,
-        "TERM_PREEMPT" => return BlockEnd::Preempted,
+        // For a job, a host's own load, hours in which the queue may not run, or who lent the host.
+        "TERM_PREEMPT" | "TERM_LOAD" | "TERM_WINDOW" | "TERM_RC_RECLAIM" => return BlockEnd::Preempted,
+        "TERM_CWD_NOTEXIST" | "TERM_CSM_ALLOC" | "TERM_RMS" => {
+            return BlockEnd::LaunchFailed(cut(reason).into());
+        }
         "TERM_ZOMBIE" | "TERM_REMOVE_HUNG_JOB" => return BlockEnd::NodeFailed,
         word if word.starts_with("TERM_") && word != "TERM_UNKNOWN" && word != "TERM_EXTERNAL_SIGNAL" => {
             return BlockEnd::Unknown(cut(reason).into());

@@ -2,35 +2,23 @@
 
 use super::Make;
 use crate::clock::hours_words;
-use crate::script::{BLOCK_LOG, one_word};
-use crate::{Asks, BlockRequest, ProviderError};
+use crate::script::{BLOCK_LOG, one_word, own_options};
+use crate::{Asks, BlockRequest, ProviderError, cannot_say};
+
+/// Options by which a block would not be found again (another name), not be one job (arrays), or not be waited for at all: those with `-z`
+/// print no id, those with `-I` take a terminal.
+const OURS: [&str; 5] = ["-N", "-J", "-t", "-z", "-I"];
 
 /// What every block has, then what its profile says, then the user's own, of which the last wins.
 pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
-    let Asks {
-        queue,
-        account,
-        qos,
-        reservation,
-        constraint: _,
-        cores_per_node: _,
-        gpus_per_node: _,
-        memory_per_node_mib: _,
-        exclusive: _,
-        options,
-        setup: _,
-    } = &request.asks;
-    let cannot = |key| Err(ProviderError::CannotSay { provider: "pbs", key });
-    if qos.is_some() {
-        return cannot("qos");
-    }
-    if !request.exclude.is_empty() {
-        return cannot("exclude");
-    }
-    if make == Make::Torque && reservation.is_some() {
-        // Those belong to its scheduler, of which there are several.
-        return cannot("reservation");
-    }
+    let Asks { queue, account, qos, reservation, options, .. } = &request.asks;
+    let no = [
+        ("qos", qos.is_some()),
+        ("exclude", !request.exclude.is_empty()),
+        // Those of Torque belong to its scheduler, of which there are several.
+        ("reservation", make == Make::Torque && reservation.is_some()),
+    ];
+    cannot_say("pbs", &no)?;
     let dir = one_word("dir", &request.dir)?;
     let mut all = vec![
         format!("-N {}", name(&request.name)?),
@@ -45,10 +33,9 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         // Written where it belongs while it runs; else it is copied at the end, which holds the job in state E if it fails.
         all.push("-k oed".into());
     }
-    // A reservation is a queue of its own.
-    if let Some((key, queue)) =
-        reservation.as_ref().map(|r| ("reservation", r)).or(queue.as_ref().map(|q| ("queue", q)))
-    {
+    // A reservation is a queue of its own, named by its id without the server: `R123` of `R123.pbshead` (PBS User's Guide).
+    let of_reservation = reservation.as_ref().map(|r| ("reservation", r.split('.').next().unwrap_or(r)));
+    if let Some((key, queue)) = of_reservation.or(queue.as_deref().map(|q| ("queue", q))) {
         all.push(format!("-q {}", one_word(key, queue)?));
     }
     if let Some(account) = account {
@@ -59,7 +46,7 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Torque => torque_nodes(request)?,
     });
     all.push(format!("-l walltime={}", hours_words(request.walltime_ms)));
-    all.extend(options.iter().cloned());
+    all.extend(own_options(options, &OURS, true)?.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#PBS {d}")).collect())
 }
 

@@ -65,29 +65,14 @@ impl Provider for Pbs {
         }
     }
 
-    fn submit_shows_within_ms(&self) -> u64 {
-        // A server that hung has been seen to drop what was asked of it meanwhile; one that is slow takes a few minutes.
-        300_000
-    }
-
-    fn poll_ms(&self) -> u64 {
-        30_000
-    }
-
-    fn submit_ms(&self) -> u64 {
-        1_000
-    }
-
-    fn status_is_for_all(&self) -> bool {
-        false
-    }
-
     fn can_exclude(&self) -> bool {
         false
     }
 
     fn submit(&self, request: &BlockRequest) -> Result<Plan, ProviderError> {
-        let directives = ask::directives(self.make, request)?;
+        let mut directives = ask::directives(self.make, request)?;
+        // PBS sets both to the cores of a chunk, unasked: a task of one core would begin as many threads.
+        directives.push("unset NCPUS OMP_NUM_THREADS".into());
         let script = block_script(&directives, request)?;
         let mut argv = vec!["qsub".to_string()];
         if self.make == Make::Open {

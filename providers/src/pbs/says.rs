@@ -8,29 +8,36 @@ use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
 use std::collections::BTreeMap;
 
-/// `seq.server` alone on a line: sites print banners around it.
+/// `seq.server` alone on a line: sites print banners around it. `max_job_sequence_id` lets numbers have twelve digits (`pbs_messages.c`).
 fn is_id(text: &str) -> bool {
     let Some((number, server)) = text.split_once('.') else { return false };
-    let number_fine = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    let number_fine = (1..=12).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
     let server_fine = server.starts_with(|c: char| c.is_ascii_alphabetic())
         && server.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     number_fine && server_fine
 }
 
-/// Words of the commands that mean "not now": the server is away, or the user has as many jobs as may be.
-const LATER: [&str; 8] = [
+/// Words of the commands that mean "not now": the server is away, or the user has as many jobs as may be (`pbs_messages.c`).
+const LATER: [&str; 11] = [
     "cannot connect to server",
     "Couldn't connect to cluster",
     "Connection refused",
     "would exceed",
-    "Maximum number of jobs already in queue",
+    // Already in a queue, or in the complex; for a user, a group or a project; in any state or in Q.
+    "Maximum number of jobs",
     "Server shutting down",
     "Server is shutting down",
     "Resource temporarily unavailable",
+    "No free connections",
+    "Server connection table full",
+    "Floating License unavailable",
 ];
 
+/// Words after which nobody knows whether the job was taken: the connection ended in the middle.
+const UNCLEAR: [&str; 3] = ["Connection reset", "End of File", "Batch protocol error"];
+
 /// Words of qsub and what may help.
-const HINTS: [(&str, &str); 11] = [
+const HINTS: [(&str, &str); 15] = [
     ("Unknown queue", "set queue; `qstat -q` lists them"),
     ("Queue is not enabled", "it takes no jobs now: set another queue; `qstat -q` lists them"),
     ("Unauthorized Request", "the queue, or the account, is not open to you: set queue or account"),
@@ -42,6 +49,13 @@ const HINTS: [(&str, &str); 11] = [
     ("Illegal attribute or resource value", "see constraint and options"),
     ("Cannot be used with select", "options must not say nodes= or ncpus= beside what the profile says"),
     ("node(s) specification error", "is this Torque? then set dialect to \"torque\""),
+    ("No default queue specified", "set queue; `qstat -q` lists them"),
+    ("Access to queue is denied", "set queue; `qstat -q` lists them"),
+    (
+        "Job rejected by all possible destinations",
+        "no queue behind this one takes such a block: see nodes_per_block and walltime; `qstat -Qf` shows the limits",
+    ),
+    ("Invalid Account", "set account"),
     ("Bad UID", "root may not submit jobs"),
     ("illegal -", "see options"),
     ("invalid option", "see options, and dialect"),
@@ -55,7 +69,7 @@ pub(super) fn submitted(output: &Output) -> Result<String, ProviderError> {
     let said = words(output);
     // A crash, or an answer without an id: the job may be there all the same.
     let crashed = output.exit.is_none_or(|code| code == 0 || code > 255 || code == 128 + 11);
-    if crashed || said.contains("Connection reset") || said.contains("End of File") {
+    if crashed || UNCLEAR.iter().any(|w| said.contains(w)) {
         return Err(ProviderError::NotUnderstood(said));
     }
     if LATER.iter().any(|w| said.contains(w)) {
@@ -137,10 +151,12 @@ pub(super) fn shown(
     block: &KnownBlock,
     output: &Output,
 ) -> Result<Option<Observed>, ProviderError> {
-    // An id is used again after ten million jobs.
+    // A number is used again after ten million jobs. A server may have more than one name.
+    let number = |id: &str| id.split('.').next().map(String::from);
+    let asked = block.id.as_deref().and_then(number);
     let found = jobs(&output.stdout)
         .into_iter()
-        .find(|job| block.id.as_deref() == Some(&job.id) && job.get("Job_Name") == block.name);
+        .find(|job| number(&job.id) == asked && job.get("Job_Name") == block.name);
     if let Some(job) = found {
         return Ok(Some(observed_job(make, &job)));
     }
@@ -199,8 +215,8 @@ fn state(make: Make, job: &Job) -> BlockState {
         "T" => BlockState::Queued("on its way to another queue".into()),
         "R" if job.number("substate") == Some(41) => BlockState::Starting,
         "R" => BlockState::Running,
-        "S" => BlockState::Held("suspended".into()),
-        "U" => BlockState::Held("suspended: somebody uses the workstation".into()),
+        "S" => BlockState::Suspended(String::new()),
+        "U" => BlockState::Suspended("somebody uses the workstation".into()),
         "E" => BlockState::Ending,
         "F" | "C" | "X" => BlockState::Ended(end(make, job)),
         other => BlockState::Unknown(format!("job_state {}", cut(other))),
@@ -208,13 +224,19 @@ fn state(make: Make, job: &Job) -> BlockState {
 }
 
 fn held(job: &Job) -> BlockState {
-    let types = job.get("Hold_Types");
+    let (types, comment) = (job.get("Hold_Types"), cut(job.get("comment")));
+    // After 21 starts that failed the server holds it, and only an administrator can let it go (ALCF, "Job and queue scheduling").
+    if comment.contains("too many failed attempts to run") {
+        let failed = "nodes fail to start it: `qstat -xf` of others there tells whether it is the machine";
+        return BlockState::Impossible(format!("{comment} (hint: {failed})"));
+    }
     if types.contains('u') {
         let id = &job.id;
         return BlockState::Impossible(format!("held by its user (hint: `qrls {id}` would let it go)"));
     }
     let depends = if job.get("depend").is_empty() { "" } else { ", waits for another job" };
-    BlockState::Held(format!("Hold_Types {}{depends}", cut(types)))
+    let why = if comment.is_empty() { String::new() } else { format!(": {comment}") };
+    BlockState::Held(format!("Hold_Types {}{depends}{why}", cut(types)))
 }
 
 /// Values of `Exit_status` beside exit codes: `JOB_EXEC_*` in OpenPBS's `job.h`, and in Torque's.
@@ -239,9 +261,10 @@ fn end(make: Make, job: &Job) -> BlockEnd {
         (Make::Open, -29) | (Make::Torque, -11) => BlockEnd::Walltime,
         (Make::Open, -26 | -27) | (Make::Torque, -10) => BlockEnd::OutOfMemory,
         (Make::Open, -28 | -25 | -24) | (Make::Torque, -12) => over_limit("cput"),
-        (Make::Open, -20) => BlockEnd::NodeFailed,
+        // The first node began anew, a sister was lost, or the first was (PBS Reference Guide, "Job Exit Codes").
+        (Make::Open, -4 | -14 | -20) => BlockEnd::NodeFailed,
         (_, ..0) => BlockEnd::LaunchFailed(format!("Exit_status {status}: {}", cut(comment))),
-        // What preempts by deletion is the scheduler, by its name (source, not seen).
+        // Deleted for another job, in the name of who asked for it (`req_preemptjob.c`; not seen).
         _ if comment.contains("and terminated by Scheduler@") => BlockEnd::Preempted,
         _ if deleted => BlockEnd::Cancelled,
         (_, 0) => BlockEnd::Completed,

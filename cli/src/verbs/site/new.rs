@@ -37,7 +37,7 @@ pub async fn new(context: &Context, args: &SiteNewArgs) -> Result<Exit> {
     interfaces.dedup();
     let mut machine = Machine {
         title: args.name.clone(),
-        launcher: launcher(&scheduler),
+        launcher: launcher(&scheduler, survey.dialect).into(),
         scheduler,
         host: host_names().pop().unwrap_or_default(),
         interfaces,
@@ -97,14 +97,15 @@ fn scheduler(args: &SiteNewArgs) -> Result<String> {
     }
 }
 
-/// The launcher that such machines have as a rule; the profile's reader is told to look it over.
-fn launcher(scheduler: &str) -> String {
-    match scheduler {
-        "slurm" => "srun",
-        "lsf" => "blaunch",
-        _ => "hydra",
+/// The launcher that every such machine has; the profile's reader is told to look it over.
+fn launcher(scheduler: &str, dialect: Option<&str>) -> &'static str {
+    match (scheduler, dialect) {
+        ("slurm", _) => "srun",
+        ("pbs", Some("torque")) => "pbsdsh",
+        ("pbs", _) => "pbs_tmrsh",
+        ("lsf", Some("openlava")) | ("cobalt", _) => "ssh",
+        _ => "blaunch",
     }
-    .to_owned()
 }
 
 async fn probe(context: &Context, args: &SiteNewArgs, machine: &Machine) -> Result<Node> {

@@ -287,6 +287,19 @@ fn grace_ends_the_barrier() {
     assert_eq!((world.holdings, world.rest), (3, Rest::NotStarted));
 }
 
+/// Its managers are stopped and hold tasks: that they are silent is no sign that nothing began there.
+#[test]
+fn a_suspended_block_holds_the_barrier() {
+    let mut world = World::again(scaling(), running_roster(), 0);
+    world.blocks.insert(BlockId(1), BlockState::Suspended("for another job".into()));
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    world.pass(2 * SECOND);
+    assert_eq!(world.holdings, 0);
+    world.pass(140 * SECOND);
+    assert_eq!((world.holdings, world.rest), (1, Rest::Unknown));
+}
+
 #[test]
 fn queued_and_ended_blocks_do_not_hold_the_barrier() {
     let mut roster = running_roster();
