@@ -15,18 +15,38 @@ use std::time::SystemTime;
 /// A place to go on is the log's number in the list, and the offset in it.
 const OFFSET_BITS: u32 = 40;
 
-/// Pieces of a task's output from `from` on. `live`: more may still be written.
-pub(crate) fn read_task(output_dir: &Path, task: TaskId, from: u64, live: bool) -> AnswerWhat {
-    let logs = match list(output_dir) {
-        Ok(logs) => logs,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return AnswerWhat::Failed(format!("list {}: {e}", output_dir.display())),
-    };
+/// The managers' logs in the order in which they were first seen: a place to go on holds while new ones come.
+#[derive(Debug, Default)]
+pub(crate) struct Logs {
+    known: Vec<PathBuf>,
+}
+
+impl Logs {
+    /// Pieces of a task's output from `from` on. `live`: more may still be written.
+    pub(crate) fn read_task(&mut self, output_dir: &Path, task: TaskId, from: u64, live: bool) -> AnswerWhat {
+        match list(output_dir) {
+            Ok(logs) => {
+                let new: Vec<PathBuf> = logs.into_iter().filter(|log| !self.known.contains(log)).collect();
+                self.known.extend(new);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return AnswerWhat::Failed(format!("list {}: {e}", output_dir.display())),
+        }
+        read_task(&self.known, task, from, live)
+    }
+}
+
+fn read_task(logs: &[PathBuf], task: TaskId, from: u64, live: bool) -> AnswerWhat {
     let mut found = Found { pieces: Vec::new(), bytes: 0, next: from, full: false };
     let (first, offset) = ((from >> OFFSET_BITS) as usize, from & ((1 << OFFSET_BITS) - 1));
     for (number, path) in logs.iter().enumerate().skip(first) {
         let start = if number == first { offset } else { 0 };
-        if let Err(e) = read_one(path, number as u64, start, task, &mut found) {
+        let read = match read_one(path, number as u64, start, task, &mut found) {
+            // An old one may have been tidied away.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            read => read,
+        };
+        if let Err(e) = read {
             return AnswerWhat::Failed(format!("read {}: {e}", path.display()));
         }
         if found.full {
@@ -145,16 +165,22 @@ mod tests {
             }
             fs::OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(&bytes).unwrap();
         };
+        let mut logs = Logs::default();
         log(10, &[(5, "ten ")]);
         log(9, &[(5, "one "), (6, "other "), (5, "two ")]);
-        let (said, next, end) = text(&read_task(folder.path(), task(5), 0, true));
+        let (said, next, end) = text(&logs.read_task(folder.path(), task(5), 0, true));
         assert_eq!((said.as_str(), end), ("one two ten ", false));
         log(10, &[(6, "x"), (5, "more")]);
-        let (said, next, _) = text(&read_task(folder.path(), task(5), next, true));
+        let (said, next, _) = text(&logs.read_task(folder.path(), task(5), next, true));
         assert_eq!(said, "more");
-        let (said, _, end) = text(&read_task(folder.path(), task(5), next, false));
+        // Another manager begins, whose log comes first in the folder.
+        log(8, &[(6, "y"), (5, "late")]);
+        let (said, next, _) = text(&logs.read_task(folder.path(), task(5), next, true));
+        assert_eq!(said, "late", "and nothing a second time");
+        let (said, _, end) = text(&logs.read_task(folder.path(), task(5), next, false));
         assert_eq!((said.as_str(), end), ("", true));
-        let (said, _, end) = text(&read_task(&folder.path().join("none"), task(5), 0, false));
+        let mut none = Logs::default();
+        let (said, _, end) = text(&none.read_task(&folder.path().join("none"), task(5), 0, false));
         assert_eq!((said.as_str(), end), ("", true));
     }
 
@@ -169,8 +195,9 @@ mod tests {
         }
         fs::write(folder.path().join(file_name(ManagerId::default())), bytes).unwrap();
         let (mut all, mut from, mut rounds) = (String::new(), 0, 0);
+        let mut logs = Logs::default();
         loop {
-            let (said, next, end) = text(&read_task(folder.path(), task, from, false));
+            let (said, next, end) = text(&logs.read_task(folder.path(), task, from, false));
             all.push_str(&said);
             (from, rounds) = (next, rounds + 1);
             if end {

@@ -95,7 +95,7 @@ impl Work {
             began_ms: crate::rates::unix_ms(),
             submitted: Mutex::default(),
         });
-        let clerk = Clerk { options: options.clone(), desk: desk.clone() };
+        let mut clerk = Clerk { options: options.clone(), desk: desk.clone(), logs: logs::Logs::default() };
         Ok(Work {
             submits: scheduler_thread("pf-submit", &scheduler)?,
             queries: scheduler_thread("pf-status", &scheduler)?,
@@ -140,6 +140,7 @@ fn scheduler_thread(name: &str, scheduler: &Arc<Scheduler>) -> Result<Sender<Ord
 struct Clerk {
     options: Arc<RelayOptions>,
     desk: Arc<Desk>,
+    logs: logs::Logs,
 }
 
 impl Clerk {
@@ -147,7 +148,7 @@ impl Clerk {
         blockdir::path(&self.options, record.block)
     }
 
-    fn file_work(&self, order: Order) {
+    fn file_work(&mut self, order: Order) {
         match order {
             Order::SaveRoster { roster } => {
                 let version = roster.version;
@@ -178,7 +179,7 @@ impl Clerk {
                 }
             }
             Order::ReadLog { ask, task, from, live } => {
-                let what = logs::read_task(&self.options.output_dir, task, from, live);
+                let what = self.logs.read_task(&self.options.output_dir, task, from, live);
                 self.desk.put(Input::LogRead { ask, what });
             }
             Order::ReadBlockLog { ask, record } => {
