@@ -20,7 +20,7 @@ mod scheduler;
 mod work;
 
 pub use error::RelayError;
-pub use node::{Ended, RelayHandle, RelayNode};
+pub use node::{Ended, News, RelayHandle, RelayNode};
 pub use options::{BrokerLink, RelayOptions};
 pub use pf_relay_core::scaling::NODE_MS_A_MILLI_HOUR;
 pub use pf_relay_core::{Accounts, Scaling, Shape};

@@ -35,6 +35,21 @@ pub struct Ended {
 pub struct RelayHandle {
     desk: Arc<Desk>,
     ended: watch::Receiver<Option<Ended>>,
+    news: watch::Receiver<News>,
+}
+
+/// How the link to a broker elsewhere stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum News {
+    /// Nothing was heard yet.
+    #[default]
+    None,
+    /// A connection failed or is over.
+    Down(CloseReason),
+    /// The broker refuses this relay for now.
+    NotYet(String),
+    /// The broker gave the endpoint to this relay.
+    Serves(Epoch),
 }
 
 impl RelayHandle {
@@ -48,6 +63,14 @@ impl RelayHandle {
         match self.ended.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone().unwrap_or_else(gone),
             Err(_) => gone(),
+        }
+    }
+
+    /// Waits until the link to a broker elsewhere stands otherwise than when this was asked last.
+    pub async fn news(&mut self) -> News {
+        match self.news.changed().await {
+            Ok(()) => self.news.borrow_and_update().clone(),
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -88,6 +111,7 @@ pub struct RelayNode {
     effects: Vec<Effect>,
     timer_at: u64,
     ended: watch::Sender<Option<Ended>>,
+    news: watch::Sender<News>,
 }
 
 impl std::fmt::Debug for RelayNode {
@@ -125,13 +149,14 @@ impl RelayNode {
         let options = Arc::new(options);
         let work = Work::start(&options, provider, &desk)?;
         let (sender, ended) = watch::channel(None);
+        let (teller, news) = watch::channel(News::None);
         let address = Address {
             epoch: Epoch(0),
             endpoint: EndpointId(0),
             relays: Vec::new(),
             relay_key: keys.public.to_z85(),
         };
-        let handle = RelayHandle { desk: desk.clone(), ended };
+        let handle = RelayHandle { desk: desk.clone(), ended, news };
         let node = RelayNode {
             options,
             core,
@@ -143,6 +168,7 @@ impl RelayNode {
             effects: Vec::new(),
             timer_at: u64::MAX,
             ended: sender,
+            news: teller,
         };
         Ok((node, handle))
     }
@@ -168,6 +194,7 @@ impl RelayNode {
             Effect::SaveRoster { roster } => self.work.order(Order::SaveRoster { roster: Box::new(roster) }),
             Effect::RefreshTickets { epoch, endpoint, blocks } => {
                 (self.address.epoch, self.address.endpoint) = (epoch, endpoint);
+                self.tell(News::Serves(epoch));
                 let port = self.address.relays.first().and_then(|a| a.rsplit_once(':')).map(|(_, p)| p);
                 let port = port.unwrap_or("0").to_string();
                 self.work.order(Order::RefreshTickets { blocks, address: self.address.clone(), port });
@@ -184,6 +211,7 @@ impl RelayNode {
                 self.work.order(Order::ReadLog { ask, task, from, live });
             }
             Effect::ReadBlockLog { ask, record } => self.work.order(Order::ReadBlockLog { ask, record }),
+            Effect::NotYet { reason } => self.tell(News::NotYet(reason)),
             Effect::Exit { reason, ok } => self.end(reason, ok, out),
         }
     }
@@ -198,6 +226,14 @@ impl RelayNode {
         if self.options.alone {
             out.stop();
         }
+    }
+
+    fn tell(&self, news: News) {
+        self.news.send_if_modified(|last| {
+            let new = *last != news;
+            *last = news;
+            new
+        });
     }
 
     fn arm(&self, out: &mut Outbox) {
@@ -305,6 +341,9 @@ impl Node for RelayNode {
 
     fn on_closed(&mut self, now: u64, conn: Conn, reason: CloseReason, out: &mut Outbox) {
         tracing::debug!(%conn, %reason, "a connection is over");
+        if self.lines.iter().any(|l| l.conn == Some(conn)) {
+            self.tell(News::Down(reason));
+        }
         self.line_closed(conn, now);
         self.input(now, Input::ConnClosed { conn: conn.0 }, out);
         self.arm(out);

@@ -306,16 +306,13 @@ impl Background {
     /// Reads standard output until it contains `word`.
     #[track_caller]
     pub fn wait_for_output(&mut self, word: &str) -> String {
-        let mut seen = Vec::new();
-        let stdout = self.0.stdout.as_mut().expect("stdout is a pipe");
-        let mut byte = [0u8; 1];
-        while !String::from_utf8_lossy(&seen).contains(word) {
-            match stdout.read(&mut byte) {
-                Ok(1) => seen.push(byte[0]),
-                _ => panic!("output ended without {word:?}: {}", String::from_utf8_lossy(&seen)),
-            }
-        }
-        String::from_utf8_lossy(&seen).into_owned()
+        read_until(self.0.stdout.as_mut().expect("stdout is a pipe"), word)
+    }
+
+    /// Reads standard error until it contains `word`.
+    #[track_caller]
+    pub fn wait_for_talk(&mut self, word: &str) -> String {
+        read_until(self.0.stderr.as_mut().expect("stderr is a pipe"), word)
     }
 
     /// Sends a signal.
@@ -329,4 +326,25 @@ impl Drop for Background {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Reads until `word` has come.
+#[track_caller]
+fn read_until(stream: &mut (impl Read + std::os::fd::AsFd), word: &str) -> String {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(stream.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe has flags");
+    let (mut seen, mut byte) = (Vec::new(), [0u8; 1]);
+    let found = wait_for(word, || {
+        // Byte by byte: what comes behind the word is left for the next look.
+        while !String::from_utf8_lossy(&seen).contains(word) {
+            match stream.read(&mut byte) {
+                Ok(1) => seen.push(byte[0]),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return None,
+                _ => panic!("output ended without {word:?}: {}", String::from_utf8_lossy(&seen)),
+            }
+        }
+        Some(String::from_utf8_lossy(&seen).into_owned())
+    });
+    fcntl(stream.as_fd(), FcntlArg::F_SETFL(OFlag::empty())).expect("a pipe has flags");
+    found
 }

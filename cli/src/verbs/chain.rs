@@ -12,8 +12,8 @@ use pf_broker::{
     BrokerConfig, BrokerError, BrokerHandle, BrokerNode, HttpConfig, HttpServer, Identity, RelayListen,
 };
 use pf_protocol::ticket::SlotPlan;
-use pf_relay::{Accounts, BrokerLink, RelayHandle, RelayNode, RelayOptions, Scaling, Shape};
-use pf_transport::{Reactor, TransportError};
+use pf_relay::{Accounts, BrokerLink, News, RelayHandle, RelayNode, RelayOptions, Scaling, Shape};
+use pf_transport::{CloseReason, Reactor, TransportError};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -437,6 +437,7 @@ pub async fn run_relay(context: &Context, args: &RelayRunArgs) -> Result<()> {
     let mut options = relay_options(config, endpoint, &host_name(), link)?;
     options.takeover = args.takeover;
     let (node, mut handle) = open_relay(options)?;
+    let key = relay_key(config, &args.endpoint)?;
     let mut reactor = Reactor::new().map_err(reactor_error)?;
     reactor.add(Box::new(node));
     // It ends with the process: a relay holds copies only, what matters is synced before it acts.
@@ -446,14 +447,41 @@ pub async fn run_relay(context: &Context, args: &RelayRunArgs) -> Result<()> {
         .map_err(|e| io_error("start the reactor's thread", e))?;
     context.output.say(format!("the relay of endpoint {} dials {}", args.endpoint, args.broker.join(", ")));
     let mut terminated = signal(SignalKind::terminate()).map_err(|e| io_error("watch for SIGTERM", e))?;
-    tokio::select! {
-        ended = handle.ended() => {
-            if ended.ok {
-                return Ok(());
+    let mut watcher = handle.clone();
+    loop {
+        tokio::select! {
+            ended = handle.ended() => {
+                if ended.ok {
+                    return Ok(());
+                }
+                let error = CliError::new(Exit::Refused, format!("the relay of endpoint {} ended", args.endpoint));
+                return Err(error.because(ended.reason));
             }
-            Err(CliError::new(Exit::Refused, format!("the relay of endpoint {} ended", args.endpoint)).because(ended.reason))
+            news = watcher.news() => tell_of_link(context, &args.endpoint, &key, &news),
+            _ = terminated.recv() => return Ok(()),
+            _ = tokio::signal::ctrl_c() => return Ok(()),
         }
-        _ = terminated.recv() => Ok(()),
-        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+/// What becomes of the link to the broker; a failure with what may mend it.
+fn tell_of_link(context: &Context, endpoint: &str, key: &str, news: &News) {
+    let output = &context.output;
+    match news {
+        News::None => {}
+        News::NotYet(reason) => output.say(format!("{reason}; goes on trying")),
+        News::Serves(epoch) => output.say(format!("serves endpoint {endpoint} (epoch {})", epoch.0)),
+        News::Down(reason) => {
+            output.say(format!("not connected: {reason}; goes on trying"));
+            match reason {
+                CloseReason::Refused { .. } => output.say(format!(
+                    "hint: where the broker runs: pf endpoint add {endpoint} --relay-key '{key}'"
+                )),
+                CloseReason::HandshakeFailed { .. } => {
+                    output.say("hint: --broker-key is what `pf broker key` prints where the broker runs");
+                }
+                _ => {}
+            }
+        }
     }
 }

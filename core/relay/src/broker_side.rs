@@ -39,9 +39,11 @@ impl Relay {
 
     /// A final refusal (fenced, unknown endpoint, not allowed) ends the relay; its blocks are left alone.
     pub(crate) fn on_broker_refused(&mut self, refuse: &Refuse) {
-        if !refuse.retry && !self.exited {
+        let reason = format!("the broker refuses this relay: {} ({})", refuse.message, refuse.code);
+        if refuse.retry {
+            self.effects.push(Effect::NotYet { reason });
+        } else if !self.exited {
             self.exited = true;
-            let reason = format!("the broker refuses this relay: {} ({})", refuse.message, refuse.code);
             self.effects.push(Effect::Exit { reason, ok: false });
         }
     }

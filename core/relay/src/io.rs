@@ -346,6 +346,11 @@ pub enum Effect {
         /// The block.
         record: BlockRecord,
     },
+    /// The broker refuses this relay for now; it is asked again.
+    NotYet {
+        /// Why, for people.
+        reason: String,
+    },
     /// The relay's work is over: end the process (or this node of it).
     Exit {
         /// Why, for people.

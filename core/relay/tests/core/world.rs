@@ -238,6 +238,7 @@ impl World {
                 self.input(Input::SpoolsRead { block: record.block, result: Ok(found) });
             }
             Effect::TidyBlocks { keep, upto } => self.folders.retain(|b| *b > upto || keep.contains(b)),
+            Effect::NotYet { .. } => {}
             Effect::Exit { reason, ok } => self.exit = Some((reason, ok)),
             _ => {}
         }

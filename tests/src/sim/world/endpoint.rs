@@ -97,6 +97,7 @@ impl World {
                 );
             }
             relay::Effect::ReadLog { .. } | relay::Effect::ReadBlockLog { .. } => {}
+            relay::Effect::NotYet { .. } => {}
             relay::Effect::Exit { reason, .. } => panic!("the relay gave up: {reason}"),
         }
     }
