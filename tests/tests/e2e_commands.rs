@@ -243,6 +243,20 @@ fn stop_leaves_nothing_running() {
 }
 
 #[test]
+fn stop_waits_for_running_tasks_and_says_so() {
+    let site = Site::new();
+    let go = site.path().join("go");
+    let script = format!("while ! test -e {}; do sleep 0.02; done", go.display());
+    let job = site.pf(&["submit", "--quiet", "--", "sh", "-c", &script]).expect_code(0).stdout;
+    wait_for("the task to run", || (!site.pids_of(&script).is_empty()).then_some(()));
+    let mut stop = site.spawn(&["endpoint", "stop", "local"]);
+    stop.wait_for_talk("endpoint local is stopping (tasks that run: 1, blocks not over: 1)");
+    std::fs::write(&go, "").expect("a mark");
+    assert!(stop.end().expect_code(0).stdout.contains("has stopped"));
+    site.pf(&["wait", job.trim()]).expect_code(0);
+}
+
+#[test]
 fn every_answer_has_a_json_form() {
     let site = Site::new();
     let job = site.pf(&["submit", "--quiet", "--name", "n", "--label", "k=v", "--", "true"]).expect_code(0);

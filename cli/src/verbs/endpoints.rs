@@ -10,6 +10,7 @@ use crate::config::value::Value;
 use crate::config::{Settings, profiles};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
+use crate::limits::{FOLLOW_EVERY, NOTE_EVERY};
 use crate::output::table::{count, table};
 use crate::units::{show_bytes, show_milli, show_time, show_us};
 use hyper::Method;
@@ -17,6 +18,7 @@ use pf_protocol::api::EndpointRow;
 use pf_protocol::report::{BlockEnd, BlockReport, BlockState, EndpointReport, NodeHours, ShapeReport};
 use serde_json::json;
 use std::io::Write;
+use std::time::Instant;
 
 /// `pf endpoint ..`.
 pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
@@ -48,7 +50,8 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
         }
         EndpointVerb::Stop { name, kill } => {
             client.endpoint_verb(&name, "stop", &json!({"kill": kill})).await?;
-            done(context, &name, "is stopping; it gives its nodes back")?;
+            wait_for_stop(context, &client, &name).await?;
+            done(context, &name, "has stopped, and gave its nodes back")?;
         }
         EndpointVerb::Remove { name } => {
             let path = format!("/v1/endpoints/{}", escape(&name));
@@ -66,6 +69,31 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
 
 fn done(context: &Context, name: &str, what: &str) -> Result<()> {
     context.output.answer(&json!({"endpoint": name, "done": what}), &[], || format!("endpoint {name} {what}"))
+}
+
+/// Waits until the relay has left, which it does when nothing of it runs or is queued any more; says once what holds it up.
+async fn wait_for_stop(context: &Context, client: &Client, name: &str) -> Result<()> {
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        let row = client.endpoint(name).await?;
+        if row.state != "connected" {
+            return Ok(());
+        }
+        if !told && began.elapsed() >= NOTE_EVERY {
+            told = true;
+            let tasks: u32 = row.report.iter().flat_map(|r| &r.managers).map(|m| m.running).sum();
+            let blocks = row.report.iter().flat_map(|r| &r.blocks);
+            let live = blocks.filter(|b| !matches!(b.state, BlockState::Ended(_))).count();
+            context.output.say(format!(
+                "endpoint {name} is stopping (tasks that run: {tasks}, blocks not over: {live}); it goes on without this command"
+            ));
+            if tasks > 0 {
+                context.output.say(format!("hint: `pf endpoint stop --kill {name}` does not wait for tasks"));
+            }
+        }
+        tokio::time::sleep(FOLLOW_EVERY).await;
+    }
 }
 
 /// Makes an endpoint: one of this host is a section of the user's file, one elsewhere is told to the broker.

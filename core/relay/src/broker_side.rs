@@ -318,7 +318,11 @@ impl Relay {
                 };
                 self.answer(id, answer);
             }
-            AskWhat::Stop { kill } => self.begin_stop(Some(id), kill),
+            AskWhat::Stop { kill } => {
+                // It may take as long as its tasks: who asked sees the end by the end of the link.
+                self.answer(id, AnswerWhat::Done);
+                self.begin_stop(kill);
+            }
         }
     }
 

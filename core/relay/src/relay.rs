@@ -181,7 +181,7 @@ impl Relay {
             Input::SpoolsRead { block, result } => self.on_spools_read(block, result),
             Input::BlockLog { block, tail } => self.on_block_log(block, tail),
             Input::LogRead { ask, what } => self.answer(ask, what),
-            Input::Stop { kill } => self.begin_stop(None, kill),
+            Input::Stop { kill } => self.begin_stop(kill),
         }
         self.drain_events();
         if turn_ends {

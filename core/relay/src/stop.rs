@@ -3,14 +3,11 @@
 use crate::io::Effect;
 use crate::limits::STOP_CONFIRM_US;
 use crate::relay::Relay;
-use pf_protocol::message::AnswerWhat;
 use pf_protocol::{BlockId, Micros};
 
 /// An end that is under way.
 #[derive(Debug)]
 pub(crate) struct Stopping {
-    /// Who is told when it is done.
-    asked: Option<u64>,
     /// Whether running tasks are not waited for.
     pub kill: bool,
     /// Since when all blocks are over.
@@ -21,12 +18,11 @@ pub(crate) struct Stopping {
 const NO_HURRY_MS: u64 = u64::MAX / 4_000;
 
 impl Relay {
-    pub(crate) fn begin_stop(&mut self, asked: Option<u64>, kill: bool) {
+    pub(crate) fn begin_stop(&mut self, kill: bool) {
         if let Some(stopping) = &mut self.stopping {
             stopping.kill |= kill;
-            stopping.asked = stopping.asked.or(asked);
         } else {
-            self.stopping = Some(Stopping { asked, kill, idle_since: None });
+            self.stopping = Some(Stopping { kill, idle_since: None });
         }
         self.return_waiting();
         let handles: Vec<u32> = self.managers.keys().copied().collect();
@@ -58,11 +54,7 @@ impl Relay {
         if (spools_missing || !self.outbox.is_empty()) && now < since + STOP_CONFIRM_US {
             return;
         }
-        let asked = stopping.asked;
         self.exited = true;
-        if let Some(id) = asked {
-            self.answer(id, AnswerWhat::Done);
-        }
         self.broker.bye(self.now, "the relay was stopped", true, &mut self.outs);
         self.effects.push(Effect::Exit { reason: "stopped".into(), ok: true });
     }

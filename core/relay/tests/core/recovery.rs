@@ -326,10 +326,10 @@ fn queued_and_ended_blocks_do_not_hold_the_barrier() {
 fn a_stop_gives_back_ends_blocks_and_leaves() {
     let mut world = busy(1, 40);
     world.say(Ask { id: 5, what: AskWhat::Stop { kill: false } });
+    assert_eq!(world.answers.last().map(|a| (a.id, a.what.clone())), Some((5, AnswerWhat::Done)));
     assert!(world.returned[&JobId(1)].len() >= 35);
     world.pass(SECOND);
     assert!(world.exit.is_some(), "{:?}", world.relay.report());
-    assert_eq!(world.answers.last().map(|a| (a.id, a.what.clone())), Some((5, AnswerWhat::Done)));
 }
 
 #[test]
