@@ -2,6 +2,7 @@
 
 use crate::clock::clock_ms;
 use crate::limits::STATUS_LINES_MAX;
+use crate::supervisor::end_of_code;
 use crate::words::{cut, words};
 use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -212,7 +213,7 @@ fn failed(reason: &str, code: i32, signal: i32) -> BlockEnd {
         )),
         (0, 0) => BlockEnd::Unknown(format!("failed: {}", cut(reason))),
         (_, signal @ 1..) => BlockEnd::Signal(signal),
-        (code, _) => BlockEnd::Failed(code),
+        (code, _) => end_of_code(code),
     }
 }
 

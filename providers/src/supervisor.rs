@@ -60,6 +60,15 @@ exit "$code"
     )
 }
 
+/// How a block ended whose script ended with this code: a shell adds 128 to the signal that ended what it waited for.
+pub(crate) fn end_of_code(code: i32) -> BlockEnd {
+    match code {
+        0 => BlockEnd::Completed,
+        129..=159 => BlockEnd::Signal(code - 128),
+        _ => BlockEnd::Failed(code),
+    }
+}
+
 /// What the supervisor wrote: how the pilot ended. None if it is not the supervisor's.
 #[must_use]
 pub fn end(text: &str) -> Option<BlockEnd> {

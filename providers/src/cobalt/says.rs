@@ -2,6 +2,7 @@
 
 use crate::clock::clock_ms;
 use crate::limits::STATUS_LINES_MAX;
+use crate::supervisor::end_of_code;
 use crate::words::words;
 use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -164,8 +165,7 @@ pub(super) fn logged(block: &KnownBlock, output: &Output) -> Result<Option<Obser
 /// The queue manager's words (`cqm.py`, where it logs with `cobalt_log`). An exit code may be `None`: then the log does not tell.
 fn end_of(text: &str) -> Option<BlockEnd> {
     if let Some((_, code)) = text.split_once("with an exit code of ") {
-        let code = code.split([';', ' ']).next()?.parse().ok()?;
-        return Some(if code == 0 { BlockEnd::Completed } else { BlockEnd::Failed(code) });
+        return code.split([';', ' ']).next()?.parse().ok().map(end_of_code);
     }
     if text.contains("maximum execution time exceeded") {
         return Some(BlockEnd::Walltime);

@@ -2,6 +2,7 @@
 
 use super::Make;
 use crate::limits::STATUS_LINES_MAX;
+use crate::supervisor::end_of_code;
 use crate::words::{cut, words};
 use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -225,10 +226,8 @@ fn end(code: Option<i32>, reason: &str) -> BlockEnd {
         _ => {}
     }
     match code {
-        Some(0) => BlockEnd::Completed,
         Some(140) => BlockEnd::Walltime,
-        Some(code @ 129..=159) => BlockEnd::Signal(code - 128),
-        Some(code) => BlockEnd::Failed(code),
+        Some(code) => end_of_code(code),
         None if reason.is_empty() => BlockEnd::Unknown("EXIT without an exit code".into()),
         None => BlockEnd::Unknown(cut(reason).into()),
     }

@@ -3,6 +3,7 @@
 use super::Make;
 use crate::clock::clock_ms;
 use crate::limits::STATUS_LINES_MAX;
+use crate::supervisor::end_of_code;
 use crate::words::{cut, words};
 use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
@@ -267,10 +268,8 @@ fn end(make: Make, job: &Job) -> BlockEnd {
         // Deleted for another job, in the name of who asked for it (`req_preemptjob.c`; not seen).
         _ if comment.contains("and terminated by Scheduler@") => BlockEnd::Preempted,
         _ if deleted => BlockEnd::Cancelled,
-        (_, 0) => BlockEnd::Completed,
-        (_, 1..=255) => BlockEnd::Failed(status),
         (_, 257..=320) => BlockEnd::Signal(status - 256),
-        _ => BlockEnd::Failed(status),
+        _ => end_of_code(status),
     }
 }
 
