@@ -43,7 +43,7 @@ fn an_early_end_and_another_allocation(kind: Kind, end: &str, signal: &str) {
         emulated.set("walltime_s", json!(2));
     }
     let id =
-        emulated.batch(1, &run(&format!("--cores 1 --array 1-30 -- sh -c '{}'", notes.script("sleep 0.3"))));
+        emulated.batch(2, &run(&format!("--cores 1 --array 1-60 -- sh -c '{}'", notes.script("sleep 0.3"))));
     if end == "cancelled" {
         wait_for("tasks to be done", || (notes.done().len() >= 2).then_some(()));
         emulated.strike(id, "cancelled");
@@ -53,14 +53,14 @@ fn an_early_end_and_another_allocation(kind: Kind, end: &str, signal: &str) {
     assert_eq!((job.code, job.end.as_deref()), (Some(8), Some(end)), "{said}");
     assert!(said.contains(&format!("told to end by {signal}")), "{said}");
     let done = notes.done().len();
-    assert!((1..30).contains(&done), "{done} of 30 were done");
+    assert!((1..60).contains(&done), "{done} of 60 were done");
     emulated.set("walltime_s", json!(600));
     let hint =
         said.lines().find_map(|line| line.split_once("go on with pf run ")).expect("a hint").1.to_owned();
     let id = emulated.batch(2, &run(&hint));
     let job = emulated.end_of(id);
     assert_eq!((job.code, job.end), (Some(0), None), "{}", output(&emulated));
-    notes.check_done_once(1..=30);
+    notes.check_done_once(1..=60);
 }
 
 macro_rules! on_each {
