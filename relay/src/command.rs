@@ -1,7 +1,9 @@
 //! The one place that runs scheduler commands: with a timeout, a cap on what they say, and errors that name everything. Called from a thread of
 //! the relay's own, never from the reactor.
 
-use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX, PROBE_TIME_MAX};
+use crate::limits::{
+    COMMAND_LOOK, COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIME_MAX, PIPES_AFTER_END_MAX, PROBE_TIME_MAX,
+};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use pf_providers::{Output, Plan};
@@ -9,9 +11,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Why a command gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -70,42 +73,63 @@ pub fn run_within(plan: &Plan, stdin: Option<&Path>, limit: Duration) -> Result<
         .map_err(&start)?;
     let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     let (sender, ends) = mpsc::channel();
-    let streams: [Option<Box<dyn Read + Send>>; 2] = [
-        child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
-        child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
-    ];
-    for (number, stream) in streams.into_iter().enumerate() {
-        let sender = sender.clone();
-        std::thread::spawn(move || {
-            // The receiver is gone after a timeout: nobody wants the rest.
-            let _ = sender.send((number, stream.map(capped).unwrap_or_default()));
-        });
-    }
-    let mut said = [String::new(), String::new()];
-    let deadline = std::time::Instant::now() + limit;
-    let mut open = 2;
-    while open > 0 {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        match ends.recv_timeout(left) {
-            Ok((number, text)) => {
-                said[number] = text;
-                open -= 1;
-            }
-            Err(_) => break,
-        }
-    }
-    let status = if open == 0 { wait_until(&mut child, deadline) } else { None };
+    let stdout = heard(child.stdout.take(), sender.clone());
+    let stderr = heard(child.stderr.take(), sender);
+    let status = end_of(&mut child, &ends, Instant::now() + limit);
+    let text = |kept: &Kept| {
+        String::from_utf8_lossy(&kept.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    };
     let Some(status) = status else {
         // It is our own child and not reaped: the number is still its.
         let _ = killpg(group, Signal::SIGKILL);
         let _ = child.wait();
-        let [_, stderr] = said;
+        let stderr = text(&stderr);
         let said =
             if stderr.is_empty() { String::new() } else { format!("; it had said: {}", stderr.trim()) };
         return Err(CommandError::Timeout { argv: shown, seconds: limit.as_secs(), said });
     };
-    let [stdout, stderr] = said;
-    Ok(Output { exit: status.code(), stdout, stderr })
+    Ok(Output { exit: status.code(), stdout: text(&stdout), stderr: text(&stderr) })
+}
+
+/// The beginning of a stream, as far as it has been read.
+type Kept = Arc<Mutex<Vec<u8>>>;
+
+/// Reads a stream to its end on a thread of its own, which then says so.
+fn heard(stream: Option<impl Read + Send + 'static>, end: mpsc::Sender<()>) -> Kept {
+    let kept = Kept::default();
+    let into = kept.clone();
+    std::thread::spawn(move || {
+        if let Some(stream) = stream {
+            keep(stream, &into);
+        }
+        // The receiver is gone after a timeout: nobody wants the rest.
+        let _ = end.send(());
+    });
+    kept
+}
+
+/// Waits until the process has ended and its two streams have, or these have not for a while after it. None at the deadline.
+fn end_of(child: &mut Child, ends: &Receiver<()>, deadline: Instant) -> Option<ExitStatus> {
+    let (mut open, mut ended) = (2, None);
+    while open > 0 {
+        let until = ended.map_or(deadline, |(_, at)| deadline.min(at + PIPES_AFTER_END_MAX));
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return ended.map(|(status, _)| status);
+        }
+        match ends.recv_timeout(left.min(COMMAND_LOOK)) {
+            Ok(()) => open -= 1,
+            Err(RecvTimeoutError::Timeout) if ended.is_none() => {
+                ended = child.try_wait().ok().flatten().map(|status| (status, Instant::now()));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    match ended {
+        Some((status, _)) => Some(status),
+        None => wait_until(child, deadline),
+    }
 }
 
 /// Which dialect of a provider's scheduler there is on this host, as one short command tells; None where there is but one, or it does not tell.
@@ -129,24 +153,24 @@ fn is_unset(unset: &[&str], name: &str) -> bool {
 }
 
 /// Both pipes are closed: the process ends now, unless it closed them on purpose.
-fn wait_until(child: &mut std::process::Child, deadline: std::time::Instant) -> Option<ExitStatus> {
+fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
-            Ok(None) if std::time::Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             _ => return None,
         }
     }
 }
 
 /// Reads to the end, keeps the beginning.
-fn capped(mut stream: Box<dyn Read + Send>) -> String {
-    let mut kept = Vec::new();
+fn keep(mut stream: impl Read, kept: &Mutex<Vec<u8>>) {
     let mut piece = [0u8; 16 << 10];
     loop {
         match stream.read(&mut piece) {
             Ok(0) => break,
             Ok(n) => {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 let room = COMMAND_OUTPUT_BYTES_MAX - kept.len();
                 kept.extend_from_slice(&piece[..n.min(room)]);
             }
@@ -154,7 +178,6 @@ fn capped(mut stream: Box<dyn Read + Send>) -> String {
             Err(_) => break,
         }
     }
-    String::from_utf8_lossy(&kept).into_owned()
 }
 
 #[cfg(test)]
@@ -186,6 +209,14 @@ mod tests {
         let output = run(&plan, Some(&script)).unwrap();
         assert_eq!(output.stdout, "none path\n");
         assert!(is_unset(&["A", "B*"], "A") && !is_unset(&["A", "B*"], "AB") && is_unset(&["A", "B*"], "BC"));
+    }
+
+    #[test]
+    fn what_a_wrapper_leaves_behind_holds_up_nobody() {
+        let began = Instant::now();
+        let output = sh("echo 7.head; sleep 20 & exit 0", Duration::from_secs(60)).unwrap();
+        assert_eq!((output.exit, output.stdout.as_str()), (Some(0), "7.head\n"));
+        assert!(began.elapsed() < Duration::from_secs(15));
     }
 
     #[test]

@@ -5,6 +5,12 @@ use std::time::Duration;
 /// A scheduler's command may take this long. Busy schedulers answer within half a minute or not at all.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// What a scheduler's command printed is waited for so long after its end: a site's wrapper may leave something behind that keeps the pipes.
+pub const PIPES_AFTER_END_MAX: Duration = Duration::from_secs(1);
+
+/// How often a command that has not closed its pipes is looked at. It costs one system call.
+pub const COMMAND_LOOK: Duration = Duration::from_millis(50);
+
 /// The command that tells the make of a scheduler may take this long: it asks no server, and the relay waits for it.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
 
