@@ -4,8 +4,9 @@
 //! allocate more than a small multiple of what they were given.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use pf_protocol::limits::{APPEND_TASKS_MAX, PAYLOAD_BYTES_MAX};
+use pf_protocol::limits::{APPEND_TASKS_MAX, INLINE_BYTES_MAX};
 use pf_protocol::outcome::OutcomeKind;
+use pf_protocol::payload::{LARGE, held, held_sum, is_large};
 
 /// Media type of [`decode_tasks`].
 pub const TASKS_MEDIA_TYPE: &str = "application/vnd.pilotfish.tasks";
@@ -47,12 +48,14 @@ pub enum ColumnsError {
         count: u32,
     },
     /// An item over the limit.
-    #[error("item {at} has {len} bytes, {PAYLOAD_BYTES_MAX} are the limit")]
+    #[error(
+        "item {at} has {len} bytes, {INLINE_BYTES_MAX} may lie in a request; put it as a payload of the job first"
+    )]
     ItemTooLarge {
         /// Its place in the batch.
         at: usize,
         /// Its length.
-        len: u32,
+        len: usize,
     },
     /// An outcome kind that this version does not know.
     #[error("outcome kind {0} is unknown")]
@@ -64,7 +67,7 @@ pub enum ColumnsError {
 pub struct TaskColumns {
     /// How many.
     pub count: u32,
-    /// Length of each item; empty when no task has an item.
+    /// Length of each item, marked where it is only named; empty when no task has an item.
     pub lens: Vec<u32>,
     /// The items, one after another; not copied from the body.
     pub blob: Bytes,
@@ -86,9 +89,9 @@ pub fn decode_tasks(body: &Bytes) -> Result<TaskColumns, ColumnsError> {
     let blob_at = TASKS_HEAD_BYTES + count as usize * 4;
     let column = body.get(TASKS_HEAD_BYTES..blob_at).ok_or_else(|| wrong(blob_at as u64))?;
     let mut lens: Vec<u32> = u32s(column).collect();
-    let total: u64 = lens.iter().map(|len| u64::from(*len)).sum();
-    if let Some((at, len)) = lens.iter().enumerate().find(|(_, len)| **len as usize > PAYLOAD_BYTES_MAX) {
-        return Err(ColumnsError::ItemTooLarge { at, len: *len });
+    let total = held_sum(&lens);
+    if let Some((at, len)) = lens.iter().enumerate().find(|(_, len)| held(**len) > INLINE_BYTES_MAX) {
+        return Err(ColumnsError::ItemTooLarge { at, len: held(*len) });
     }
     if (body.len() - blob_at) as u64 != total {
         return Err(wrong(blob_at as u64 + total));
@@ -143,6 +146,8 @@ pub struct OutcomeRecord<'a> {
     pub ran_us: u32,
     /// The value's bytes.
     pub value: &'a [u8],
+    /// Whether they only name the value, which is a payload of the job.
+    pub is_large: bool,
     /// JSON of the error; empty for success.
     pub error: &'a [u8],
 }
@@ -155,7 +160,8 @@ impl OutcomeColumns {
         self.kinds.put_u8(record.kind as u8);
         self.helds.put_u32_le(record.held_us);
         self.rans.put_u32_le(record.ran_us);
-        self.value_lens.put_u32_le(record.value.len() as u32);
+        let mark = if record.is_large { LARGE } else { 0 };
+        self.value_lens.put_u32_le(record.value.len() as u32 | mark);
         self.error_lens.put_u32_le(record.error.len() as u32);
         self.values.put_slice(record.value);
         self.errors.put_slice(record.error);
@@ -234,8 +240,8 @@ impl OutcomeFrame {
             columns: bytes.slice(FRAME_PREFIX_BYTES + FRAME_HEAD_BYTES..end),
         };
         let fixed = count as u64 * OUTCOME_BYTES as u64;
-        let lens = |at: usize| frame.column(at, 4).map(|c| u32s(c).map(u64::from).sum::<u64>());
-        let want = match (lens(21), lens(25)) {
+        let sum = |at: usize| frame.column(at, 4).map(|c| u32s(c).map(|len| held(len) as u64).sum::<u64>());
+        let want = match (sum(21), sum(25)) {
             (Some(values), Some(errors)) => fixed + values + errors,
             _ => fixed,
         };
@@ -251,7 +257,7 @@ impl OutcomeFrame {
     /// The outcomes, in order.
     pub fn records(&self) -> impl Iterator<Item = OutcomeRecord<'_>> {
         let values_at = self.count * OUTCOME_BYTES;
-        let values: usize = self.lens(21).map(|len| len as usize).sum();
+        let values: usize = self.lens(21).map(held).sum();
         let mut at = (values_at, values_at + values);
         let rows =
             self.column(0, 8).unwrap_or_default().chunks_exact(8).map(|c| u64_at(c, 0).unwrap_or_default());
@@ -262,7 +268,7 @@ impl OutcomeFrame {
             .zip(self.lens(21).zip(self.lens(25)));
         rows.map_while(move |job| {
             let (((index, kind), (held_us, ran_us)), (value_len, error_len)) = rest.next()?;
-            let (value, error) = (at.0..at.0 + value_len as usize, at.1..at.1 + error_len as usize);
+            let (value, error) = (at.0..at.0 + held(value_len), at.1..at.1 + held(error_len));
             at = (value.end, error.end);
             Some(OutcomeRecord {
                 job,
@@ -271,6 +277,7 @@ impl OutcomeFrame {
                 held_us,
                 ran_us,
                 value: self.columns.get(value)?,
+                is_large: is_large(value_len),
                 error: self.columns.get(error)?,
             })
         })
@@ -310,7 +317,16 @@ mod tests {
 
     fn record<'a>(index: u32, value: &'a [u8], error: &'a [u8]) -> OutcomeRecord<'a> {
         let kind = if error.is_empty() { OutcomeKind::Value } else { OutcomeKind::Exit };
-        OutcomeRecord { job: 7, index, kind, held_us: index + 1, ran_us: u32::MAX, value, error }
+        OutcomeRecord {
+            job: 7,
+            index,
+            kind,
+            held_us: index + 1,
+            ran_us: u32::MAX,
+            value,
+            is_large: index % 3 == 1,
+            error,
+        }
     }
 
     #[test]
@@ -334,7 +350,7 @@ mod tests {
         more[4..8].copy_from_slice(&(APPEND_TASKS_MAX + 1).to_le_bytes());
         assert!(matches!(decode_tasks(&more.freeze()), Err(ColumnsError::TooMany { .. })));
         let bomb = encode_tasks(1, &[u32::MAX], b"");
-        assert_eq!(decode_tasks(&bomb), Err(ColumnsError::ItemTooLarge { at: 0, len: u32::MAX }));
+        assert_eq!(decode_tasks(&bomb), Err(ColumnsError::ItemTooLarge { at: 0, len: held(u32::MAX) }));
         let whole = encode_tasks(3, &[1, 0, 5], b"abcdef");
         for cut in 0..whole.len() {
             assert!(decode_tasks(&whole.slice(..cut)).is_err(), "cut at {cut}");

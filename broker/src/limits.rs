@@ -28,6 +28,9 @@ pub const HEADERS_MAX: usize = 64;
 /// Bytes of a JSON body that carries no tasks: names, positions to cancel.
 pub const SMALL_BODY_BYTES_MAX: usize = 4 << 20;
 
+/// Pause before a piece of a payload is given to a store that is behind once more: it writes a few meanwhile.
+pub const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// Bytes of request bodies in memory at once, over all connections: two of the largest. Others wait for room.
 pub const BODIES_BYTES_MAX: usize = 2 * pf_protocol::limits::REQUEST_BYTES_MAX;
 

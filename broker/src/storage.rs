@@ -142,6 +142,10 @@ impl Blobs for Storage {
     fn put(&mut self, job: JobId, class: Class, bytes: &[u8]) -> Result<BlobRef, PutError> {
         self.store.blob_put(job.0, store_class(class), bytes).map_err(|error| put_error(&error))
     }
+
+    fn keep(&mut self, job: JobId, blob: BlobRef) {
+        self.store.blob_live(job.0, blob.segment);
+    }
 }
 
 fn put_error(error: &StoreError) -> PutError {

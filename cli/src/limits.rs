@@ -35,8 +35,8 @@ pub const RETRIES_MAX: u32 = 5;
 /// First pause between two tries; it doubles.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bytes of one answer that is not a stream.
-pub const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// Bytes of one answer that is not a stream: the largest value.
+pub const ANSWER_BYTES_MAX: usize = pf_protocol::limits::PAYLOAD_BYTES_MAX;
 
 /// Bytes of one line of a stream: the largest inline value, escaped, and the row around it.
 pub const LINE_BYTES_MAX: usize = 16 << 20;

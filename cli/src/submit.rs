@@ -11,7 +11,7 @@ use pf_broker::columns::{TASKS_MEDIA_TYPE, encode_tasks};
 use pf_protocol::JobKey;
 use pf_protocol::api::{AppendReply, SubmitReply, SubmitRequest};
 use pf_protocol::job::{After, ArraySpec, Command, Environment, JobSpec, OnLost, Retry};
-use pf_protocol::limits::{JOB_TASKS_MAX, NAME_CHARS_MAX, PAYLOAD_BYTES_MAX};
+use pf_protocol::limits::{INLINE_BYTES_MAX, JOB_TASKS_MAX, NAME_CHARS_MAX};
 use pf_protocol::resources::Resources;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -181,9 +181,9 @@ fn read_items(path: &Path) -> Result<Vec<String>> {
             items.len()
         )));
     }
-    if let Some(at) = items.iter().position(|i| i.len() > PAYLOAD_BYTES_MAX || i.contains('\0')) {
+    if let Some(at) = items.iter().position(|i| i.len() > INLINE_BYTES_MAX || i.contains('\0')) {
         return Err(CliError::usage(format!(
-            "{shown}, line {}: longer than {PAYLOAD_BYTES_MAX} bytes, or with a zero byte",
+            "{shown}, line {}: longer than {INLINE_BYTES_MAX} bytes, or with a zero byte",
             at + 1
         )));
     }

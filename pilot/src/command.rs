@@ -7,6 +7,7 @@ use pf_launcher::ranks::is_of_a_program;
 use pf_manager_core::StartCommand;
 use pf_protocol::job::{Body, Command as CommandBody, Environment};
 use pf_protocol::outcome::ErrorDetail;
+use pf_protocol::payload::{self, PayloadRef};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -23,6 +24,8 @@ pub(crate) struct Context {
     pub env: Vec<(OsString, OsString)>,
     /// Below it lie the work directories of attempts.
     pub work_dir: PathBuf,
+    /// Folder of large payloads, if the relay knows of one.
+    pub payloads_dir: Option<PathBuf>,
     /// The endpoint's Python.
     pub python: String,
     /// The worker's source, as a file.
@@ -140,7 +143,7 @@ pub(crate) fn prepare(start: &StartCommand, context: &Context) -> Result<Prepare
     if let Some(cwd) = &cwd {
         command.current_dir(cwd);
     }
-    command.stdin(standard_input(body, &start.item)?);
+    command.stdin(standard_input(start, body, context)?);
     let (pipe_stdout, pipe_stderr) = redirect(&mut command, body, &values, cwd.as_deref())?;
     Ok(Prepared { command, pipe_stdout, pipe_stderr })
 }
@@ -213,9 +216,13 @@ fn directory(
     Ok(cwd)
 }
 
-fn standard_input(body: &CommandBody, item: &[u8]) -> Result<Stdio, ErrorDetail> {
+fn standard_input(start: &StartCommand, body: &CommandBody, context: &Context) -> Result<Stdio, ErrorDetail> {
+    let item = &start.item;
     if !body.item_on_stdin {
         return Ok(Stdio::null());
+    }
+    if start.is_large {
+        return large_item(start, context).map(Stdio::from);
     }
     let feed = || -> std::io::Result<File> {
         let mut file = File::from(memfd_create(c"pf-item", MFdFlags::MFD_CLOEXEC)?);
@@ -227,6 +234,27 @@ fn standard_input(body: &CommandBody, item: &[u8]) -> Result<Stdio, ErrorDetail>
         refused(format!("feed the item to standard input: {e}"), "is the node out of memory?")
     })?;
     Ok(file.into())
+}
+
+/// The file of an item that is only named.
+fn large_item(start: &StartCommand, context: &Context) -> Result<File, ErrorDetail> {
+    let named = PayloadRef::read(&start.item).zip(context.payloads_dir.as_ref());
+    let (named, dir) = named.ok_or_else(|| {
+        refused("its item is a large payload that cannot be found".into(), "this is a bug: please report it")
+    })?;
+    let path = dir.join(payload::file_name(start.job.job, named.hash, false));
+    let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    match opened {
+        Ok((len, file)) if len == named.len => Ok(file),
+        other => {
+            let why = match other {
+                Ok((len, _)) => format!("it has {len} bytes and should have {}", named.len),
+                Err(error) => error.to_string(),
+            };
+            let hint = "the folder of the endpoint's blocks must be the same on all nodes";
+            Err(refused(format!("open the task's item {}: {why}", path.display()), hint))
+        }
+    }
 }
 
 /// Files for the output, where they are asked; answers which streams go to the log.

@@ -2,6 +2,7 @@
 
 use crate::command::Context;
 use crate::files::{Files, Places};
+use crate::gpus::GpuEnv;
 use crate::limits::MANAGER_BEFORE_PILOT_MS;
 use crate::node::{ManagerNode, Parts};
 use crate::output::OutputLog;
@@ -118,15 +119,7 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
     let manager = ManagerId { block: ticket.block, node, incarnation };
     let (shape, gpus) = node_shape::local(&ticket);
     let scratch = Scratch::make(&ticket, incarnation)?;
-    let context = Context {
-        env: Context::own_env(),
-        work_dir: PathBuf::from(&ticket.work_dir),
-        python: ticket.python.clone(),
-        worker_py: scratch.worker_py.clone(),
-        programs: Programs::default(),
-        gpus,
-    };
-
+    let context = context(&ticket, &scratch, gpus);
     let now = now_us();
     let left_ms = std::env::var(WALLTIME_VARIABLE).ok().and_then(|text| text.parse().ok());
     let left_ms: u64 = left_ms.unwrap_or_else(|| ticket.walltime_ms.saturating_sub(MANAGER_BEFORE_PILOT_MS));
@@ -160,6 +153,7 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
     let parts = Parts {
         core: ManagerCore::new(config, now),
         ticket_path: ticket_path.into(),
+        payloads_dir: ticket.payloads_dir.map(PathBuf::from),
         spawners,
         output: OutputLog::new(files),
         signals,
@@ -173,6 +167,18 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
     drop(reactor);
     drop(scratch);
     Ok(())
+}
+
+fn context(ticket: &Ticket, scratch: &Scratch, gpus: GpuEnv) -> Context {
+    Context {
+        env: Context::own_env(),
+        work_dir: PathBuf::from(&ticket.work_dir),
+        payloads_dir: ticket.payloads_dir.as_ref().map(PathBuf::from),
+        python: ticket.python.clone(),
+        worker_py: scratch.worker_py.clone(),
+        programs: Programs::default(),
+        gpus,
+    }
 }
 
 /// The node's name: the scheduler's own word for it, by which it can be left out of the next block, else this host's.

@@ -49,6 +49,8 @@ struct CommandProcess {
 pub(crate) struct Parts {
     pub core: ManagerCore,
     pub ticket_path: PathBuf,
+    /// Folder of large payloads, if the relay knows of one.
+    pub payloads_dir: Option<PathBuf>,
     pub spawners: Spawners,
     pub output: OutputLog,
     pub signals: SignalFd,
@@ -115,7 +117,9 @@ impl ManagerNode {
 
     fn carry_out(&mut self, effect: Effect, out: &mut Outbox) -> Option<Input> {
         match effect {
-            Effect::Dial => return Some(Input::Dialled { conns: self.dial(out) }),
+            Effect::Dial => {
+                return Some(Input::Dialled { conns: ticket::dial_all(&self.parts.ticket_path, out) });
+            }
             Effect::Frame { conn, bytes } => out.send(Conn(conn), bytes),
             Effect::CloseConn { conn } => out.close(Conn(conn)),
             Effect::SetTimer { at } => self.core_timer = at,
@@ -136,9 +140,10 @@ impl ManagerNode {
                 self.workers.insert(start.worker, WorkerProcess::new());
                 self.asked.insert(self.parts.spawners.ask(Request::Worker(start)));
             }
-            Effect::WorkerJob { worker, slot, job } => {
+            Effect::WorkerJob { worker, slot, job, large } => {
                 self.memory.allow(Who::Worker(worker), job.spec.resources.memory_bytes);
-                self.with_worker(worker, |w| w.tell_job(slot, &job));
+                let dir = self.parts.payloads_dir.clone().filter(|_| large);
+                self.with_worker(worker, |w| w.tell_job(slot, &job, dir));
             }
             Effect::WorkerTasks { worker, tasks } => {
                 self.with_worker(worker, |w| w.tell_tasks(&tasks));
@@ -171,18 +176,6 @@ impl ManagerNode {
     fn with_worker(&mut self, worker: u32, tell: impl FnOnce(&mut WorkerProcess)) {
         if let Some(worker) = self.workers.get_mut(&worker) {
             tell(worker);
-        }
-    }
-
-    fn dial(&self, out: &mut Outbox) -> Vec<u64> {
-        let path = &self.parts.ticket_path;
-        let specs = ticket::read(path).and_then(|ticket| ticket::dial_specs(path, &ticket));
-        match specs {
-            Ok(specs) => specs.iter().map(|spec| out.dial(spec).0).collect(),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the ticket cannot be used now");
-                Vec::new()
-            }
         }
     }
 

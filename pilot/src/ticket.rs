@@ -2,7 +2,7 @@
 
 use crate::limits::TICKET_BYTES_MAX;
 use pf_protocol::ticket::{TICKET_FORMAT, Ticket};
-use pf_transport::{DialSpec, KeyPair, PublicKey};
+use pf_transport::{DialSpec, KeyPair, Outbox, PublicKey};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,17 @@ pub enum TicketError {
         /// Why.
         source: pf_transport::TransportError,
     },
+}
+
+/// Reads the ticket again and dials all its addresses. None of them if it cannot be used now.
+pub(crate) fn dial_all(path: &Path, out: &mut Outbox) -> Vec<u64> {
+    match read(path).and_then(|ticket| dial_specs(path, &ticket)) {
+        Ok(specs) => specs.iter().map(|spec| out.dial(spec).0).collect(),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the ticket cannot be used now");
+            Vec::new()
+        }
+    }
 }
 
 /// Reads and checks a ticket.

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use pf_manager_core::{WorkerAnswer, WorkerTask};
 use pf_protocol::job::{Body, JobDef};
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
+use pf_protocol::payload::{LARGE, held, is_large};
 use serde::Deserialize;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const JOB: u8 = 1;
 const TASKS: u8 = 2;
 const END: u8 = 3;
@@ -45,8 +46,8 @@ fn frame(out: &mut Vec<u8>, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 4].copy_from_slice(&len.to_le_bytes());
 }
 
-/// Tells a worker of a job.
-pub(crate) fn job(out: &mut Vec<u8>, slot: u32, def: &JobDef) {
+/// Tells a worker of a job. `files`: what the paths of its large payloads begin with; empty if it may leave none.
+pub(crate) fn job(out: &mut Vec<u8>, slot: u32, def: &JobDef, files: &[u8]) {
     let (kind, name, bytes) = match &def.function {
         Some(f) => (f.kind as u8, f.name.as_str(), &f.bytes[..]),
         // The worker will refuse its tasks, with a reason.
@@ -58,12 +59,15 @@ pub(crate) fn job(out: &mut Vec<u8>, slot: u32, def: &JobDef) {
         }
         Body::Command(_) => (false, (0, 0)),
     };
-    let name = &name.as_bytes()[..name.len().min(usize::from(u16::MAX))];
+    let short = |text: &[u8]| text[..text.len().min(usize::from(u16::MAX))].to_vec();
+    let (name, files) = (short(name.as_bytes()), short(files));
     frame(out, JOB, |out| {
         out.extend_from_slice(&slot.to_le_bytes());
         out.extend_from_slice(&[kind, u8::from(chunked), client.0, client.1]);
         out.extend_from_slice(&(name.len() as u16).to_le_bytes());
-        out.extend_from_slice(name);
+        out.extend_from_slice(&(files.len() as u16).to_le_bytes());
+        out.extend_from_slice(&name);
+        out.extend_from_slice(&files);
         out.extend_from_slice(bytes);
     });
 }
@@ -80,7 +84,8 @@ pub(crate) fn tasks(out: &mut Vec<u8>, tasks: &[WorkerTask]) {
         out.extend_from_slice(&(tasks.len() as u32).to_le_bytes());
         tasks.iter().for_each(|t| out.extend_from_slice(&t.seq.to_le_bytes()));
         tasks.iter().for_each(|t| out.extend_from_slice(&t.slot.to_le_bytes()));
-        tasks.iter().for_each(|t| out.extend_from_slice(&(t.item.len() as u32).to_le_bytes()));
+        let len = |t: &WorkerTask| t.item.len() as u32 | if t.is_large { LARGE } else { 0 };
+        tasks.iter().for_each(|t| out.extend_from_slice(&len(t).to_le_bytes()));
         tasks.iter().for_each(|t| out.extend_from_slice(&t.item));
     });
 }
@@ -153,14 +158,15 @@ fn answers(body: &Bytes) -> Result<Vec<WorkerAnswer>, WireError> {
     let mut value_at = error_lens + 4 * count;
     let mut error_at = value_at;
     for n in 0..count {
-        error_at = error_at.checked_add(u32_at(value_lens + 4 * n)? as usize).ok_or(WireError::Malformed)?;
+        error_at = error_at.checked_add(held(u32_at(value_lens + 4 * n)?)).ok_or(WireError::Malformed)?;
     }
     let mut out = Vec::with_capacity(count);
     for n in 0..count {
         let (low, high) = (u32_at(seqs + 8 * n)?, u32_at(seqs + 8 * n + 4)?);
         let status = *body.get(statuses + n).ok_or(WireError::Malformed)?;
         let kind = *OutcomeKind::ALL.get(usize::from(status)).ok_or(WireError::Malformed)?;
-        let value_end = value_at + u32_at(value_lens + 4 * n)? as usize;
+        let value_len = u32_at(value_lens + 4 * n)?;
+        let value_end = value_at + held(value_len);
         let error_end =
             error_at.checked_add(u32_at(error_lens + 4 * n)? as usize).ok_or(WireError::Malformed)?;
         if value_end > body.len() || error_end > body.len() {
@@ -172,6 +178,7 @@ fn answers(body: &Bytes) -> Result<Vec<WorkerAnswer>, WireError> {
             kind,
             ran_us: u32_at(rans + 4 * n)?,
             value: body.slice(value_at..value_end),
+            is_large: is_large(value_len),
             error: (!error.is_empty()).then(|| Box::new(error_detail(&error))),
         });
         (value_at, error_at) = (value_end, error_end);
@@ -207,26 +214,27 @@ mod tests {
         let def =
             JobDef { job: pf_protocol::JobId(1), key: JobKey::default(), owner: OwnerId(1), spec, function };
         let mut out = Vec::new();
-        job(&mut out, 2, &def);
-        assert_eq!(out, b"\x10\0\0\0\x01\x01\x02\0\0\0\x01\x01\x03\x0b\x01\0fm:f");
+        job(&mut out, 2, &def, b"p-");
+        assert_eq!(out, b"\x14\0\0\0\x02\x01\x02\0\0\0\x01\x01\x03\x0b\x01\0\x02\0fp-m:f");
         out.clear();
-        let task = |seq, item: &'static [u8]| WorkerTask {
+        let task = |seq, item: &'static [u8], is_large| WorkerTask {
             seq,
             attempt: AttemptId::default(),
             slot: 2,
             index: 0,
             item: Bytes::from_static(item),
+            is_large,
         };
-        tasks(&mut out, &[task(1, b"ab"), task(2, b"")]);
+        tasks(&mut out, &[task(1, b"ab", false), task(2, b"n", true)]);
         let expected = [
-            &b"\x28\0\0\0\x01\x02\x02\0\0\0"[..],
-            b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\x02\0\0\0\x02\0\0\0\0\0\0\0ab",
+            &b"\x29\0\0\0\x02\x02\x02\0\0\0"[..],
+            b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\x02\0\0\0\x02\0\0\0\x01\0\0\x80abn",
         ];
         assert_eq!(out, expected.concat());
         out.clear();
         skip(&mut out, &[3]);
         end(&mut out);
-        assert_eq!(out, b"\x0e\0\0\0\x01\x14\x01\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\x01\x03");
+        assert_eq!(out, b"\x0e\0\0\0\x02\x14\x01\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\x02\x03");
     }
 
     fn answers_frame() -> Vec<u8> {

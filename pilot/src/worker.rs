@@ -8,11 +8,13 @@ use nix::errno::Errno;
 use pf_manager_core::WorkerTask;
 use pf_protocol::job::JobDef;
 use pf_protocol::outlog::{self, Stream};
-use pf_protocol::{AttemptId, JobId, TaskId};
+use pf_protocol::{AttemptId, JobId, TaskId, payload};
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 /// A task that was sent.
 #[derive(Debug)]
@@ -87,9 +89,11 @@ impl WorkerProcess {
         self.data.as_ref()
     }
 
-    pub fn tell_job(&mut self, slot: u32, def: &JobDef) {
+    /// `payloads`: the folder of large payloads; None if it may leave none.
+    pub fn tell_job(&mut self, slot: u32, def: &JobDef, payloads: Option<PathBuf>) {
         self.jobs.insert(slot, def.job);
-        wire::job(&mut self.to_data, slot, def);
+        let files = payloads.map(|dir| dir.join(payload::file_prefix(def.job))).unwrap_or_default();
+        wire::job(&mut self.to_data, slot, def, files.as_os_str().as_bytes());
     }
 
     pub fn tell_tasks(&mut self, tasks: &[WorkerTask]) {

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from ._codec import TASKS_TYPE, OutcomeReader, Outcomes, encode_tasks
+from ._codec import TASKS_TYPE, Named, OutcomeReader, Outcomes, encode_tasks, name_of
 from ._daemon import Embedded
 from ._functions import KINDS, Function
 from ._http import Address, Connection, ConnectionLost, check
@@ -28,7 +28,8 @@ UNSENT_BYTES_MAX = 256 << 20  # the same for large items
 DELAY_S_MIN, DELAY_S_MAX = 0.02, 2.0  # between attempts to reach a broker
 SILENCE_S = 60.0  # the stream has a heartbeat every 15 s
 CANCEL_WAIT_S = 30.0  # for an append under way before its tasks can be cancelled
-ITEM_BYTES_DEFAULT = 8 << 20  # until the broker has told its own limit
+ITEM_BYTES_DEFAULT = 8 << 20  # until the broker has told its own limits
+SEND_BYTES = 1 << 20  # of a large item in one go: each has the time limit of a reply for itself
 
 
 class Backoff:
@@ -74,6 +75,9 @@ class Client:
         self.uploader: Optional[threading.Thread] = None
         self.uploads = Connection(address)
         self.item_bytes_max = ITEM_BYTES_DEFAULT
+        self.inline_bytes_max = ITEM_BYTES_DEFAULT  # larger items are put before the append that names them
+        self.downloads = Connection(address)
+        self.downloads_lock = threading.Lock()
 
     # --- submitting ------------------------------------------------------------------------------------------
 
@@ -149,6 +153,8 @@ class Client:
             except (OSError, ApiError) as error:
                 if isinstance(error, ApiError) and error.code == "unknown_function" and self.registered:
                     self.registered.clear()  # a broker with a new log: register again
+                elif isinstance(error, ApiError) and error.code == "unknown_payload" and lane.put:
+                    lane.put.clear()  # a broker that lost what was not synced: put them again
                 elif isinstance(error, ApiError) and not error.retryable:
                     self.fail_lane(lane, error)
                 elif not self.gone():
@@ -193,14 +199,25 @@ class Client:
             self.by_job[lane.job] = lane
 
     def append(self, connection: Connection, lane: Lane, batch: Batch) -> None:
-        """Send ``batch``, which the broker recognises if it has it already."""
+        """Send ``batch``, which the broker recognises if it has it already. Large items go before it, each in a request of its own."""
+        items = [self.put(connection, lane, item) if len(item) > self.inline_bytes_max else item for item in batch.items]
         check(connection.request("POST", "/v1/jobs/%d/tasks?first=%d" % (lane.job or 0, batch.first),
-                                 encode_tasks(batch.items), "Content-Type: %s\r\n" % TASKS_TYPE))
+                                 encode_tasks(items), "Content-Type: %s\r\n" % TASKS_TYPE))
         with self.lock:
             lane.batch = None
             lane.acked = batch.first + len(batch.items)
             self.unsent_bytes -= sum(map(len, batch.items))
             self.count_unsent()
+
+    def put(self, connection: Connection, lane: Lane, item: bytes) -> Named:
+        """See to it that the broker has ``item``, once for each job, and return what names it."""
+        name = name_of(item)
+        if name not in lane.put:
+            view = memoryview(item)
+            parts = [view[at:at + SEND_BYTES] for at in range(0, len(view), SEND_BYTES)]
+            check(connection.request("PUT", "/v1/jobs/%d/payloads/%s" % (lane.job or 0, name.hash), parts))
+            lane.put.add(name)
+        return name
 
     def count_unsent(self) -> None:
         """Tell submitters that wait how much is unsent now. Under the lock."""
@@ -228,8 +245,34 @@ class Client:
 
     # --- outcomes --------------------------------------------------------------------------------------------
 
+    def fetch(self, job: int, name: Named) -> Any:
+        """The value that ``name`` names; an ApiError if the broker says that it cannot be had. Raises ConnectionLost."""
+        with self.downloads_lock:
+            reply = self.downloads.request("GET", "/v1/jobs/%d/payloads/%s" % (job, name.hash))
+        try:
+            check(reply)
+        except ApiError as error:
+            if error.retryable:
+                raise
+            return error
+        if name_of(reply.body) != name:
+            raise ConnectionLost("the value %s of job j%d did not come whole" % (name.hash, job))
+        return memoryview(reply.body)
+
+    def fetch_large(self, frame: Outcomes) -> Dict[int, Any]:
+        """The large values of a frame, by place: all of them before any future is taken, so that a broken connection loses none."""
+        fetched: Dict[int, Any] = {}
+        for place in frame.large:
+            with self.lock:
+                known = frame.jobs[place] in self.by_job
+            if known:
+                at = sum(frame.value_lens[:place])
+                fetched[place] = self.fetch(frame.jobs[place], Named(frame.blob[at:at + frame.value_lens[place]]))
+        return fetched
+
     def dispatch(self, frame: Outcomes) -> None:
         """Settle the futures of a frame."""
+        fetched = self.fetch_large(frame) if frame.large else {}
         futures: List[Optional[TaskFuture]] = []
         last, lane = -1, None
         with self.lock:
@@ -240,10 +283,15 @@ class Client:
         value_at, error_at = 0, sum(frame.value_lens)
         blob = frame.blob
         settled = 0
-        for future, kind, value_len, error_len in zip(futures, frame.kinds, frame.value_lens, frame.error_lens):
+        for place, (future, kind, value_len, error_len) in enumerate(
+                zip(futures, frame.kinds, frame.value_lens, frame.error_lens)):
             if future is not None:
                 settled += 1
-                settle(future, kind, blob[value_at:value_at + value_len], blob[error_at:error_at + error_len])
+                value = fetched.get(place, blob[value_at:value_at + value_len]) if fetched else blob[value_at:value_at + value_len]
+                if isinstance(value, ApiError):
+                    future.set_exception(value)
+                else:
+                    settle(future, kind, value, blob[error_at:error_at + error_len])
             value_at += value_len
             error_at += error_len
         with self.lock:
@@ -381,6 +429,7 @@ class Client:
         self.stopped.set()
         self.ready.put(None)
         self.uploads.shut()
+        self.downloads.shut()
         for listener in self.listeners:
             listener.stop()
         here = threading.current_thread()

@@ -1,15 +1,36 @@
 """Fixed columns of the HTTP API (docs/http-api.md, "Columns"): read and written in bulk. Used by the executor and its tests."""
+import hashlib
 import struct
 import sys
 from array import array
 from typing import Iterator, List, NamedTuple, Sequence
 
 TASKS_TYPE = "application/vnd.pilotfish.tasks"
+LARGE = 1 << 31  # in a length: what stands there names a payload
 FRAME_BYTES_MAX = 64 << 20  # of one frame of outcomes; far above what a broker sends, so that garbage is seen
 
 
+class Named(bytes):
+    """What stands for a payload that is too large for a request or a stream: its BLAKE2b-256 and its length."""
+
+    @property
+    def hash(self) -> str:
+        """Its hash, in hexadecimal digits."""
+        return self[:32].hex()
+
+    @property
+    def size(self) -> int:
+        """Its length."""
+        return int(struct.unpack_from("<Q", self, 32)[0])
+
+
+def name_of(payload: bytes) -> Named:
+    """What names ``payload``."""
+    return Named(hashlib.blake2b(payload, digest_size=32).digest() + struct.pack("<Q", len(payload)))
+
+
 class Outcomes(NamedTuple):
-    """One frame of outcomes: columns, and all values and errors as one view."""
+    """One frame of outcomes: columns, and all values and errors as one view. ``large``: the places of those whose value is only named."""
 
     log_id: int
     seq: int
@@ -21,6 +42,7 @@ class Outcomes(NamedTuple):
     value_lens: Sequence[int]
     error_lens: Sequence[int]
     blob: memoryview
+    large: Sequence[int] = ()
 
     @property
     def cursor(self) -> str:
@@ -30,7 +52,7 @@ class Outcomes(NamedTuple):
 
 def encode_tasks(items: Sequence[bytes]) -> List[bytes]:
     """The body of an append, in parts."""
-    lens = array("I", map(len, items))
+    lens = array("I", [len(item) | LARGE if type(item) is Named else len(item) for item in items])
     if sys.byteorder != "little":
         lens.byteswap()
     return [b"PFT1" + struct.pack("<I", len(items)) + lens.tobytes(), b"".join(items)]
@@ -71,7 +93,13 @@ def decode_outcomes(frame: bytes) -> Outcomes:
         columns.append(struct.unpack_from("<%d%s" % (count, code), frame, at))
         at += size * count
     blob = memoryview(frame)[at:]
+    large: Sequence[int] = ()
+    if max(columns[5], default=0) >= LARGE:
+        large = [n for n, length in enumerate(columns[5]) if length >= LARGE]
+        columns[5] = [length & ~LARGE for length in columns[5]]
+        if any(columns[5][n] != 40 for n in large):
+            raise ValueError("a frame has a large value that is not named")
     if sum(columns[5]) + sum(columns[6]) != len(blob):
         raise ValueError("values and errors of a frame are not as long as it says")
     jobs, indexes, kinds, held, ran, value_lens, error_lens = columns
-    return Outcomes(log_id, seq, jobs, indexes, kinds, held, ran, value_lens, error_lens, blob)
+    return Outcomes(log_id, seq, jobs, indexes, kinds, held, ran, value_lens, error_lens, blob, large)

@@ -1,7 +1,7 @@
 """A lane: the tasks of one function with one set of options, which are one open job at the broker. Held by the client."""
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Deque, Iterable, List, Optional, Sequence, Set, Tuple
 
 from ._functions import Function
 from ._options import Options
@@ -35,6 +35,7 @@ class Lane:
         self.queued = False  # whether the uploader has been told of it
         self.closing = self.closed = False
         self.failed: Optional[BaseException] = None
+        self.put: Set[bytes] = set()  # names of the large items that the broker has; the uploader's
 
     def take_batch(self) -> Optional[Batch]:
         """The next tasks to send, with their positions; None if there are none. Under the lock."""

@@ -193,7 +193,8 @@ class Executor(View):
                 raise
             _daemon.start_daemon()
             limits = client.call("GET", "/v1/limits")
-        client.item_bytes_max = min(int(limits["payload_bytes_max"]), int(limits["request_bytes_max"]) - 64)
+        client.item_bytes_max = int(limits["payload_bytes_max"])
+        client.inline_bytes_max = int(limits.get("inline_bytes_max", client.item_bytes_max))
         if endpoint is not None:
             client.call("GET", "/v1/endpoints/" + endpoint)
 

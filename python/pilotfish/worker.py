@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Deque, Dict, NoReturn, Optional, Set, Tuple
     Failure = Tuple[int, bytes, bytes]  # status, pickled exception or nothing, error JSON
 
-VERSION = 1
+VERSION = 2
 JOB, TASKS, END, HELLO, ANSWERS, SKIP = 1, 2, 3, 10, 11, 20
-VALUE, EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE = 0, 1, 2, 9, 10, 11  # numbers of OutcomeKind
+VALUE, EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE, OTHER = 0, 1, 2, 9, 10, 11, 12  # numbers of OutcomeKind
 REFERENCE, CLOUDPICKLE, SOURCE = 1, 2, 3
 
 # Limits, each with its reason.
 FRAME_BYTES_MAX = 16 << 20  # of the protocol; a larger frame is an error of the peer
-VALUE_BYTES_MAX = 8 << 20  # PAYLOAD_BYTES_MAX of the protocol: files are the way for more
+VALUE_BYTES_MAX = 1 << 30  # PAYLOAD_BYTES_MAX of the protocol: files of one's own are the way for more
+INLINE_BYTES_MAX = 256 << 10  # of the protocol: a larger value goes into a file, and the answer names it
+WRITE_BYTES = 16 << 20  # one write of such a file: Linux writes at most 2 GiB at once, and a signal comes in between
 MESSAGE_CHARS_MAX = 4 << 10  # below the protocol's 8 KiB even with escapes
 TRACEBACK_CHARS_MAX = 16 << 10  # below the protocol's 32 KiB; the middle is cut, both ends tell most
 BATCH_BYTES_MAX = 1 << 20  # answers are flushed before a frame gets near its maximum
@@ -40,6 +42,7 @@ READ_BYTES = 1 << 18  # one read of the data pipe: more than a Unix socket holds
 OUTPUTS_EVERY_NS = 100_000_000  # looking whether 1 and 2 are still ours costs two calls
 REFUSED_FOR_NS = 10_000_000_000  # a function that could not be loaded is not tried again for so long
 U32_MAX = (1 << 32) - 1
+LARGE = 1 << 31  # in a length: what stands there names a payload, by hash and length
 
 clock_ns = time.perf_counter_ns
 loads = pickle.loads
@@ -56,17 +59,64 @@ class Refused(Exception):
         self.cause = cause
 
 
+class Named(bytes):
+    """What names a large value in an answer: its BLAKE2b-256 and its length."""
+
+
 class Job:
     """What the manager said of a job in its slot: how to get the function, loaded at the job's first task."""
 
     def __init__(self, body: memoryview) -> None:
-        self.kind, self.chunked, major, minor, length = struct.unpack_from("<BBBBH", body, 4)
+        self.kind, self.chunked, major, minor, length, files = struct.unpack_from("<BBBBHH", body, 4)
         self.client = (major, minor)
-        self.name = str(body[10:10 + length], "utf-8", "replace")
-        self.bytes = bytes(body[10 + length:])
+        self.name = str(body[12:12 + length], "utf-8", "replace")
+        self.files = os.fsdecode(bytes(body[12 + length:12 + length + files]))  # what paths of large payloads begin with
+        self.bytes = bytes(body[12 + length + files:])
         self.function: Optional[Callable[..., Any]] = None
         self.refused: Optional[Refused] = None
         self.refused_at = 0
+
+    def read_item(self, name: memoryview) -> memoryview:
+        """The item that ``name`` names. Raises Refused."""
+        path = "%s%s.item" % (self.files, bytes(name[:32]).hex())
+        hint = "the folder of the endpoint's blocks must be the same on all nodes"
+        try:
+            with open(path, "rb", 0) as file:
+                item = file.readall()
+        except OSError as error:
+            raise Refused("the arguments cannot be read from %s: %s" % (path, error.strerror), hint)
+        if len(item) != int.from_bytes(name[32:], "little"):
+            raise Refused("the arguments in %s are cut: %d bytes" % (path, len(item)), hint)
+        return memoryview(item)
+
+    def leave_value(self, value: bytes) -> Named:
+        """Put a large value into a file, whole and synced before it has its name; return what names it. Raises OSError."""
+        import hashlib
+        digest = hashlib.blake2b(value, digest_size=32)
+        path = "%s%s.value" % (self.files, digest.hexdigest())
+        draft = "%s.%d.draft" % (path, os.getpid())
+        view = memoryview(value)
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                while len(view):
+                    view = view[os.write(fd, view[:WRITE_BYTES]):]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(draft, path)
+        except OSError:
+            try:
+                os.unlink(draft)
+            except OSError:
+                pass
+            raise
+        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return Named(digest.digest() + struct.pack("<Q", len(value)))
 
     def load(self) -> Callable[..., Any]:
         """The function. A failure is remembered for a while, so that a million tasks do not each import in vain."""
@@ -206,7 +256,7 @@ def failure(error: BaseException) -> Failure:
         value = dumps(error)
     except BaseException:  # a lock in it, a __reduce__ that raises: message and traceback must do
         value = b""
-    if len(value) > VALUE_BYTES_MAX:
+    if len(value) > INLINE_BYTES_MAX:
         value = b""
     return EXCEPTION, value, encode_error(one_line(error), trimmed_traceback(error))
 
@@ -218,10 +268,18 @@ def unpicklable(value: Any, error: BaseException) -> Failure:
     return EXCEPTION, b"", encode_error(cut(message, MESSAGE_CHARS_MAX), hint=hint)
 
 
-def too_large(size: int, hint: str) -> Failure:
-    """The failure of a task whose result is over the limit."""
-    message = "the result has %d bytes pickled, %d are allowed" % (size, VALUE_BYTES_MAX)
-    return TOO_LARGE, b"", encode_error(message, hint=hint)
+def large_value(job: Job, value: bytes) -> Failure:
+    """The outcome of a task whose result is too large for a frame: what names it, if it may be and can be left in a file."""
+    most = VALUE_BYTES_MAX if job.files else INLINE_BYTES_MAX  # without a place for files the broker is of an older version
+    if len(value) > most:
+        hint = "use a smaller chunksize" if job.chunked else "write large results to a file and return its path"
+        message = "the result has %d bytes pickled, %d are allowed" % (len(value), most)
+        return TOO_LARGE, b"", encode_error(message, hint=hint)
+    try:
+        return VALUE, job.leave_value(value), b""
+    except OSError as error:
+        message = "the result of %d bytes cannot be written to %s*: %s" % (len(value), job.files, error.strerror)
+        return OTHER, b"", encode_error(message, hint="make room in the folder of the endpoint's blocks")
 
 
 def arguments_refused(error: BaseException) -> Refused:
@@ -285,6 +343,7 @@ class Worker:
         self.skipped: Set[int] = set()
         self.answers: Deque[Tuple[int, int, int, bytes, bytes]] = deque()
         self.answers_bytes = 0
+        self.named = False  # whether any answer ever named its value
         self.oldest_ns = 0
         self.sending = _thread.allocate_lock()
         self.running = False  # whether user code runs: an interrupt is its KeyboardInterrupt, else nothing
@@ -418,10 +477,13 @@ class Worker:
             self.answers_bytes = 0
             take = self.answers.popleft
             seqs, statuses, rans, values, errors = zip(*[take() for _ in range(count)])
+            lens = list(map(len, values))
+            if self.named:
+                lens = [length | LARGE if type(value) is Named else length for length, value in zip(lens, values)]
             body = b"".join((
                 struct.pack("<BBI", VERSION, ANSWERS, count),
                 struct.pack("<%dQ" % count, *seqs), bytes(statuses), struct.pack("<%dI" % count, *rans),
-                struct.pack("<%dI" % count, *map(len, values)), struct.pack("<%dI" % count, *map(len, errors)),
+                struct.pack("<%dI" % count, *lens), struct.pack("<%dI" % count, *map(len, errors)),
                 *values, *errors))
             self.send(len(body).to_bytes(4, "little") + body)
 
@@ -472,8 +534,9 @@ class Worker:
         answers = self.answers
         checked_ns = clock_ns()
         for seq, slot, length in zip(seqs, slots, lens):
-            item = body[at:at + length]
-            at += length
+            large = length & LARGE
+            item = body[at:at + (length ^ large)]
+            at += length ^ large
             start = clock_ns()
             if start - checked_ns > FLUSH_AFTER_NS:
                 checked_ns = start
@@ -487,7 +550,7 @@ class Worker:
                     self.flush()
                 elif not self.watching:
                     self.start_watching()
-            status, value, error = self.run_one(seq, self.jobs[slot], item)
+            status, value, error = self.run_one(seq, self.jobs[slot], item, large)
             end = clock_ns()
             ran_ns = end - start
             if ran_ns > FLUSH_AFTER_NS:
@@ -502,7 +565,7 @@ class Worker:
                     or len(answers) >= BATCH_ANSWERS_MAX):
                 self.flush()
 
-    def run_one(self, seq: int, job: Job, item: memoryview) -> Failure:
+    def run_one(self, seq: int, job: Job, item: memoryview, large: int) -> Failure:
         """Run one task: (status, value, error JSON). Its output is flushed and marked when this returns."""
         error = b""
         value = None
@@ -511,6 +574,8 @@ class Worker:
             self.running = True
             try:
                 function = job.function or job.load()
+                if large:
+                    item = job.read_item(item)
                 if job.chunked:
                     value = run_chunk(function, item)
                 elif len(item) and item[0] == 0x80:  # a pickle of (args, kwargs): no UTF-8 text begins so
@@ -529,9 +594,9 @@ class Worker:
                         value = dumps(result)
                     except BaseException as unpickled:
                         status, value, error = unpicklable(result, unpickled)
-                if len(value) > VALUE_BYTES_MAX:
-                    hint = "use a smaller chunksize" if job.chunked else "write large results to a file and return its path"
-                    status, value, error = too_large(len(value), hint)
+                if len(value) > INLINE_BYTES_MAX:
+                    self.named = True
+                    status, value, error = large_value(job, value)
             finally:
                 self.running = False
         except BaseException as raised:

@@ -1,8 +1,10 @@
 """A broker for the client's tests: the few calls of docs/http-api.md that the client makes, over a Unix socket, with one
 real worker behind them. Faults can be switched on: it can be stopped and started again, cut connections, and hold its queue."""
+import hashlib
 import json
 import os
 import re
+import shutil
 import socketserver
 import ssl
 import struct
@@ -11,7 +13,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import parse_qs, urlsplit
 
-from .harness import ManagerEnd, parse_answers
+from .harness import LARGE, ManagerEnd, Named, parse_answers
 
 KINDS = {"reference": 1, "cloudpickle": 2, "source": 3}
 
@@ -27,6 +29,10 @@ class FakeBroker:
         self.jobs: Dict[int, Dict[str, Any]] = {}
         self.outcomes: List[Tuple[int, int, int, bytes, bytes]] = []
         self.queue: List[Tuple[int, int, bytes]] = []
+        self.payloads: Dict[Tuple[int, str], bytes] = {}
+        self.forgets_values = False
+        self.files = path + ".files"
+        os.makedirs(self.files, exist_ok=True)
         self.calls: List[str] = []
         self.held = False  # nothing leaves the queue
         self.cut_after_append = 0  # so many appends are done but not answered
@@ -103,6 +109,7 @@ class FakeBroker:
         self.worker.close()
         for thread in self.threads:
             thread.join(timeout=10)
+        shutil.rmtree(self.files)
 
     def hold(self, held: bool) -> None:
         """Keep tasks in the queue, or let them go."""
@@ -136,7 +143,8 @@ class FakeBroker:
                     python = record["spec"]["body"]["python"]
                     kind, text = self.functions[python["function"]]
                     client = tuple(map(int, python["client_python"].split(".")))
-                    self.worker.job(job, kind, text, chunked=python["chunked"], client=client)
+                    files = os.fsencode(os.path.join(self.files, "j%d-" % job))
+                    self.worker.job(job, kind, text, chunked=python["chunked"], client=client, files=files)
             for job, index, item in batch:
                 with self.lock:
                     self.under_way[self.worker.seq] = (job, index)
@@ -152,6 +160,12 @@ class FakeBroker:
             with self.lock:
                 for row in parse_answers(body):
                     job, index = self.under_way.pop(row.seq)
+                    if isinstance(row.value, Named):
+                        name = row.value[:32].hex()
+                        with open(os.path.join(self.files, "j%d-%s.value" % (job, name)), "rb") as file:
+                            value = file.read()
+                        if not self.forgets_values:
+                            self.payloads[job, name] = value
                     self.add_outcome(job, index, row.status, row.value, json.dumps(dict(row.error, node="n1")).encode() if row.status else b"")
                 self.lock.notify_all()
 
@@ -205,12 +219,14 @@ class RequestHandler(BaseHTTPRequestHandler):
         state = self.state
         words = path.split("/")[2:]
         if path == "/v1/limits":
-            self.answer(200, {"payload_bytes_max": 8 << 20, "request_bytes_max": 256 << 20})
+            self.answer(200, {"payload_bytes_max": 8 << 20, "inline_bytes_max": 256 << 10, "request_bytes_max": 256 << 20})
         elif words[0] == "endpoints":
             self.answer(200, {}) if words[1] == "here" else self.error(404, "unknown_endpoint", "there is no endpoint %s" % words[1])
         elif words[0] == "functions":
             state.functions[words[1]] = (KINDS[self.headers["X-Pilotfish-Kind"]], body)
             self.answer(200)
+        elif len(words) == 4 and words[2] == "payloads":
+            self.payload((int(words[1]), words[3]), body)
         elif self.command == "PUT":
             self.put_job(words[1], json.loads(body))
         else:
@@ -227,6 +243,21 @@ class RequestHandler(BaseHTTPRequestHandler):
                 self.answer(200, {"tasks": job["count"]})
             else:
                 self.cancel(int(words[1]), json.loads(body))
+
+    def payload(self, key: Tuple[int, str], body: bytes) -> None:
+        """PUT and GET of a large payload."""
+        payloads = self.state.payloads
+        if self.command == "PUT":
+            assert hashlib.blake2b(body, digest_size=32).hexdigest() == key[1] and len(body) > 256 << 10
+            payloads[key] = body
+            self.answer(200, {"bytes": len(body)})
+        elif key not in payloads:
+            self.error(404, "unknown_payload", "there is no payload %s" % key[1])
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(payloads[key])))
+            self.end_headers()
+            self.wfile.write(payloads[key])
 
     def put_job(self, key: str, request: Dict[str, Any]) -> None:
         """PUT jobs/{key}."""
@@ -249,18 +280,28 @@ class RequestHandler(BaseHTTPRequestHandler):
         count, = struct.unpack_from("<I", body, 4)
         lens = struct.unpack_from("<%dI" % count, body, 8)
         at = 8 + 4 * count
-        assert len(body) == at + sum(lens)
+        assert len(body) == at + sum(length & ~LARGE for length in lens)
         if not job["open"]:
             self.error(409, "conflict", "job j%d is closed" % number)
             return
         if first > job["count"]:
             self.error(409, "conflict", "a hole")
             return
-        for position, length in enumerate(lens, first):
+        items = []
+        for length in lens:
+            item = body[at:at + (length & ~LARGE)]
+            at += length & ~LARGE
+            if length & LARGE:
+                if (number, item[:32].hex()) not in state.payloads:
+                    self.error(404, "unknown_payload", "it was not put")
+                    return
+                item = state.payloads[number, item[:32].hex()]
+            assert length & LARGE or length <= 256 << 10
+            items.append(item)
+        for position, item in enumerate(items, first):
             if position >= job["count"]:
-                state.queue.append((number, position, body[at:at + length]))
+                state.queue.append((number, position, item))
                 job["count"] += 1
-            at += length
         state.lock.notify_all()
         if state.cut_after_append:
             state.cut_after_append -= 1
@@ -322,6 +363,6 @@ def encode_outcomes(log_id: int, seq: int, rows: List[Tuple[int, int, int, bytes
     jobs, indexes, kinds, values, errors = zip(*rows) if rows else ((), (), (), (), ())
     body = struct.pack("<IQQ", count, log_id, seq) + struct.pack("<%dQ" % count, *jobs) + struct.pack("<%dI" % count, *indexes)
     body += bytes(kinds) + struct.pack("<%dI" % (2 * count), *[5] * (2 * count))
-    body += struct.pack("<%dI" % count, *map(len, values)) + struct.pack("<%dI" % count, *map(len, errors))
+    body += struct.pack("<%dI" % count, *[len(value) | LARGE * isinstance(value, Named) for value in values]) + struct.pack("<%dI" % count, *map(len, errors))
     body += b"".join(values) + b"".join(errors)
     return b"PFO1" + struct.pack("<I", len(body)) + body

@@ -12,6 +12,13 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 WORKER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pilotfish", "worker.py")
 
 
+LARGE = 1 << 31  # in a length: what stands there names a payload
+
+
+class Named(bytes):
+    """What names a large item or value: its hash and its length."""
+
+
 class Answer(NamedTuple):
     """One row of an ANSWERS frame."""
 
@@ -63,32 +70,33 @@ class ManagerEnd:
                 return
             into.append(piece)
 
-    def send(self, kind: int, body: bytes, version: int = 1) -> None:
+    def send(self, kind: int, body: bytes, version: int = 2) -> None:
         """One frame on the data pipe."""
         self.data.sendall(struct.pack("<IBB", len(body) + 2, version, kind) + body)
 
     def job(self, slot: int, kind: int, function: bytes, name: str = "f", chunked: bool = False,
-            client: Tuple[int, int] = (0, 0)) -> None:
+            client: Tuple[int, int] = (0, 0), files: bytes = b"") -> None:
         """A JOB frame."""
-        self.send(1, struct.pack("<IBBBBH", slot, kind, chunked, *client, len(name)) + name.encode() + function)
+        head = struct.pack("<IBBBBHH", slot, kind, chunked, *client, len(name), len(files))
+        self.send(1, head + name.encode() + files + function)
 
-    def source(self, slot: int, text: str, name: str = "f", chunked: bool = False) -> None:
+    def source(self, slot: int, text: str, name: str = "f", chunked: bool = False, files: bytes = b"") -> None:
         """A JOB frame with a function by source."""
-        self.job(slot, 3, json.dumps({"name": name, "source": text}).encode(), name, chunked)
+        self.job(slot, 3, json.dumps({"name": name, "source": text}).encode(), name, chunked, files=files)
 
     def tasks(self, items: List[bytes], slot: int = 0) -> List[int]:
-        """A TASKS frame; returns the seqs."""
+        """A TASKS frame; returns the seqs. An item of type Named only names what is in a file."""
         count = len(items)
         seqs = list(range(self.seq, self.seq + count))
         self.seq += count
         self.send(2, struct.pack("<I%dQ" % count, count, *seqs) + struct.pack("<%dI" % count, *[slot] * count)
-                  + struct.pack("<%dI" % count, *map(len, items)) + b"".join(items))
+                  + struct.pack("<%dI" % count, *[len(item) | LARGE * isinstance(item, Named) for item in items]) + b"".join(items))
         return seqs
 
     def skip(self, seqs: List[int]) -> None:
         """A SKIP frame on the control pipe."""
         body = struct.pack("<I%dQ" % len(seqs), len(seqs), *seqs)
-        self.control.sendall(struct.pack("<IBB", len(body) + 2, 1, 20) + body)
+        self.control.sendall(struct.pack("<IBB", len(body) + 2, 2, 20) + body)
 
     def frame(self) -> Tuple[int, bytes]:
         """The next frame of the worker; EOFError when it has ended."""
@@ -97,7 +105,7 @@ class ManagerEnd:
                 length = int.from_bytes(self.buffer[:4], "little")
                 if len(self.buffer) >= 4 + length:
                     frame, self.buffer = self.buffer[4:4 + length], self.buffer[4 + length:]
-                    assert frame[0] == 1
+                    assert frame[0] == 2
                     return frame[1], frame[2:]
             piece = self.data.recv(1 << 20)
             if not piece:
@@ -165,7 +173,8 @@ def parse_answers(body: bytes) -> List[Answer]:
     seqs, statuses, rans, value_lens, error_lens = columns
     blobs = []
     for length in value_lens + error_lens:
-        blobs.append(body[at:at + length])
-        at += length
+        end = at + (length & ~LARGE)
+        blobs.append(Named(body[at:end]) if length & LARGE else body[at:end])
+        at = end
     assert at == len(body), (at, len(body))
     return [Answer(seqs[i], statuses[i], rans[i], blobs[i], json.loads(blobs[count + i] or b"{}")) for i in range(count)]

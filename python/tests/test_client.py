@@ -78,6 +78,31 @@ class ClientTest(unittest.TestCase):
             with self.assertRaises(pilotfish.PayloadTooLarge):
                 ex.submit(len, bytes(9 << 20))
 
+    def test_large_arguments_are_put_once_and_large_results_are_fetched(self) -> None:
+        def back(x: bytes) -> bytes:
+            return x
+        large = os.urandom(1_000_000)
+        with self.executor() as ex:
+            futures = [ex.submit(back, large) for _ in range(3)] + [ex.submit(back, b"small")]
+            self.assertEqual([future.result(20) for future in futures], [large] * 3 + [b"small"])
+        puts = [c for c in self.broker.calls if c.startswith("PUT /v1/jobs/1/payloads")]
+        self.assertEqual(len(puts), 1, puts)
+
+    def test_a_broker_that_lost_a_payload_gets_it_again(self) -> None:
+        with self.executor() as ex:
+            large = os.urandom(1_000_000)
+            self.assertEqual(ex.submit(len, large).result(20), 1_000_000)
+            with self.broker.lock:
+                self.broker.payloads.clear()
+            self.assertEqual(ex.submit(len, large).result(20), 1_000_000)
+
+    def test_a_result_that_is_gone_is_an_error(self) -> None:
+        with self.executor() as ex:
+            self.broker.forgets_values = True
+            with self.assertRaises(pilotfish.ApiError):
+                ex.submit(bytes, 400_000).result(20)
+            self.assertEqual(ex.submit(abs, -1).result(20), 1)
+
     def test_exceptions_carry_the_remote_traceback(self) -> None:
         def f(x: int) -> float:
             return 1 / x

@@ -99,7 +99,6 @@ class EmbeddedChainTest(unittest.TestCase):
         self.assertEqual(left.exit_code, 3)  # type: ignore[union-attr]
         self.assertIsInstance(submit(run, "f = lambda: f()\nf()").exception(WAIT_S), (RecursionError, NameError))
         self.assertIsInstance(submit(run, "import threading; value = threading.Lock()").exception(WAIT_S), pilotfish.TaskException)
-        self.assertIsInstance(submit(run, "value = bytes(9 << 20)").exception(WAIT_S), pilotfish.ResultTooLarge)
         killed = submit(run, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").exception(WAIT_S)
         self.assertIsInstance(killed, pilotfish.WorkerLost)
         self.assertEqual(killed.signal, signal.SIGKILL)  # type: ignore[union-attr]
@@ -107,7 +106,18 @@ class EmbeddedChainTest(unittest.TestCase):
         self.assertIsInstance(ended, pilotfish.WorkerLost)
         self.assertEqual(submit(run, "import subprocess; subprocess.Popen(['sleep', '600']); value = 1").result(WAIT_S), 1)
         self.assertEqual(submit(run, "print('talk'); value = 2").result(WAIT_S), 2)
-        self.assertEqual(len(submit(run, "value = bytes(7 << 20)").result(WAIT_S)), 7 << 20)
+
+    def test_large_arguments_and_results(self) -> None:
+        submit = self.ex.with_options(by="source").submit
+
+        def back(x: bytes) -> bytes:
+            return x
+        large = os.urandom(9 << 20)
+        same = [submit(back, large) for _ in range(3)]
+        others = [submit(back, os.urandom(200_000 + 40_000 * n)) for n in range(6)]
+        self.assertTrue(all(future.result(WAIT_S) == large for future in same))
+        self.assertEqual([len(future.result(WAIT_S)) for future in others], [200_000 + 40_000 * n for n in range(6)])
+        self.assertEqual(submit(back, b"small").result(WAIT_S), b"small")
 
     def test_time_limit(self) -> None:
         error = self.ex.with_options(time_limit=0.2).submit(time.sleep, 600).exception(WAIT_S)

@@ -1,4 +1,5 @@
 """The worker by its protocol: docs/worker-protocol.md, clause by clause."""
+import hashlib
 import os
 import pickle
 import signal
@@ -8,9 +9,9 @@ import tempfile
 import time
 import unittest
 
-from .harness import ManagerEnd, call
+from .harness import ManagerEnd, Named, call
 
-EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE = 1, 2, 9, 10, 11
+EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE, OTHER = 1, 2, 9, 10, 11, 12
 
 
 class WorkerTest(unittest.TestCase):
@@ -124,13 +125,48 @@ class WorkerTest(unittest.TestCase):
         self.still_works()
 
     def test_too_large(self) -> None:
-        row = self.one("def f(n): return bytes(n)", 9 << 20)
+        row = self.one("def f(n): return bytes(n)", 300 << 10)
         self.assertEqual((row.status, row.value), (TOO_LARGE, b""))
-        self.assertEqual(len(self.m.run(call(7 << 20))[0].result()), 7 << 20)
+        self.assertIn("262144 are allowed", row.error["message"])
+        self.assertEqual(len(self.m.run(call(200 << 10))[0].result()), 200 << 10)
 
-    def test_large_answers_do_not_burst_a_frame(self) -> None:
+    def test_many_answers_do_not_burst_a_frame(self) -> None:
         self.m.source(0, "def f(n): return bytes(n)")
-        self.assertEqual([len(r.result()) for r in self.m.run(*[call(5 << 20)] * 6)], [5 << 20] * 6)
+        self.assertEqual([len(r.result()) for r in self.m.run(*[call(200 << 10)] * 100)], [200 << 10] * 100)
+
+    def test_large_payloads_are_in_files(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            files = os.path.join(folder, "j7-")
+            self.m.source(0, "def f(x): return x + b'!'", files=os.fsencode(files))
+            item = call(bytes(400_000))
+            hashed = hashlib.blake2b(item, digest_size=32)
+            named = Named(hashed.digest() + struct.pack("<Q", len(item)))
+            with open("%s%s.item" % (files, hashed.hexdigest()), "wb") as file:
+                file.write(item)
+            row, small = self.m.run(named, call(b"x"))
+            self.assertEqual((row.status, small.result()), (0, b"x!"))
+            self.assertIsInstance(row.value, Named)
+            with open("%s%s.value" % (files, row.value[:32].hex()), "rb") as file:
+                value = file.read()
+            self.assertEqual(hashlib.blake2b(value, digest_size=32).digest() + struct.pack("<Q", len(value)), row.value)
+            self.assertEqual(pickle.loads(value), bytes(400_000) + b"!")
+            self.assertEqual(len(os.listdir(folder)), 2)
+
+    def test_a_file_that_cannot_be_read_or_written_is_told(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            files = os.path.join(folder, "none", "j7-")
+            self.m.source(0, "def f(n): return bytes(n)", files=os.fsencode(files))
+            row, left = self.m.run(Named(bytes(40)), call(300_000))
+            self.assertEqual(row.status, REFUSED)
+            self.assertIn("cannot be read from", row.error["message"])
+            self.assertEqual(left.status, OTHER)
+            self.assertIn("cannot be written", left.error["message"])
+            with open(os.path.join(folder, "j8-%s.item" % bytes(32).hex()), "wb") as file:
+                file.write(b"cut")
+            self.m.source(1, "def f(x): return x", files=os.fsencode(os.path.join(folder, "j8-")))
+            row = self.m.run(Named(bytes(32) + struct.pack("<Q", 9)), slot=1)[0]
+            self.assertEqual(row.status, REFUSED)
+            self.assertIn("cut: 3 bytes", row.error["message"])
 
     def test_what_a_task_changes_is_put_back(self) -> None:
         self.m.source(0, "import os, signal, sys, io\ndef f():\n os.chdir('/')\n sys.stdout = io.StringIO()\n"

@@ -5,6 +5,7 @@ use crate::files::{private_dir, read, replace, tail};
 use crate::limits::{BLOCK_TAIL_BYTES_MAX, SPOOL_BYTES_MAX, SPOOL_FILES_MAX, TICKET_BYTES_MAX};
 use crate::local_scheduler::BLOCK_LOG;
 use crate::options::RelayOptions;
+use crate::payload_files;
 use pf_protocol::outcome::OutcomeBatch;
 use pf_protocol::spool;
 use pf_protocol::ticket::{TICKET_FORMAT, Ticket};
@@ -79,6 +80,7 @@ fn ticket(
         dir: text(dir),
         output_dir: text(&options.output_dir),
         local_dir: options.local_dir.as_deref().map(text),
+        payloads_dir: Some(text(&payload_files::dir(options))),
         work_dir: text(&options.work_dir),
         python: options.python.clone(),
         slots: options.slots.clone(),
@@ -117,6 +119,7 @@ pub(crate) fn refresh(options: &RelayOptions, block: BlockId, address: &Address)
     ticket.endpoint = address.endpoint;
     ticket.relays.clone_from(&address.relays);
     ticket.relay_key.clone_from(&address.relay_key);
+    ticket.payloads_dir = Some(payload_files::dir(options).to_string_lossy().into_owned());
     write_ticket(&dir, &ticket)
 }
 

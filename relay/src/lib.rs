@@ -14,6 +14,7 @@ pub mod local_scheduler;
 mod logs;
 mod node;
 mod options;
+mod payload_files;
 mod proc;
 pub mod rates;
 mod scheduler;

@@ -212,6 +212,17 @@ impl RelayNode {
             }
             Effect::ReadBlockLog { ask, record } => self.work.order(Order::ReadBlockLog { ask, record }),
             Effect::NotYet { reason } => self.tell(News::NotYet(reason)),
+            Effect::PayloadWrite { job, hash, offset, bytes, last } => {
+                self.work.order(Order::PayloadWrite { job, hash, offset, bytes, last });
+            }
+            Effect::PayloadRead { job, hash, offset } => {
+                self.work.order(Order::PayloadRead { job, hash, offset });
+            }
+            Effect::PayloadDrop { job, hash, value } => {
+                self.work.order(Order::PayloadDrop { job, hash, value });
+            }
+            Effect::PayloadsDrop { jobs } => self.work.order(Order::PayloadsDrop { jobs }),
+            Effect::PayloadsKeep { jobs } => self.work.order(Order::PayloadsKeep { jobs }),
             Effect::Exit { reason, ok } => self.end(reason, ok, out),
         }
     }

@@ -6,14 +6,16 @@ use crate::error::RelayError;
 use crate::files::replace;
 use crate::logs;
 use crate::options::RelayOptions;
+use crate::payload_files::{self, PayloadFiles};
 use crate::rates::Rates;
 use crate::scheduler::Scheduler;
+use bytes::Bytes;
 use pf_protocol::message::AnswerWhat;
-use pf_protocol::{BlockId, TaskId};
+use pf_protocol::{BlockId, ContentHash, JobId, TaskId};
 use pf_providers::Provider;
 use pf_relay_core::{BlockRecord, Input, Roster};
 use pf_transport::{AllowList, PublicKey, Waker};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -29,6 +31,11 @@ pub(crate) enum Order {
     Tidy { keep: Vec<BlockId>, upto: BlockId },
     ReadLog { ask: u64, task: TaskId, from: u64, live: bool },
     ReadBlockLog { ask: u64, record: BlockRecord },
+    PayloadWrite { job: JobId, hash: ContentHash, offset: u64, bytes: Bytes, last: bool },
+    PayloadRead { job: JobId, hash: ContentHash, offset: u64 },
+    PayloadDrop { job: JobId, hash: ContentHash, value: bool },
+    PayloadsDrop { jobs: Vec<JobId> },
+    PayloadsKeep { jobs: BTreeSet<JobId> },
 }
 
 /// What the threads share with the node.
@@ -74,6 +81,7 @@ pub(crate) struct Work {
     queries: Sender<Order>,
     cancels: Sender<Order>,
     files: Sender<Order>,
+    payloads: Sender<Order>,
 }
 
 impl Work {
@@ -96,11 +104,15 @@ impl Work {
             submitted: Mutex::default(),
         });
         let mut clerk = Clerk { options: options.clone(), desk: desk.clone(), logs: logs::Logs::default() };
+        // A thread of their own: a roster does not wait behind a gigabyte.
+        let mut porter =
+            Porter { files: PayloadFiles::new(payload_files::dir(options))?, desk: desk.clone() };
         Ok(Work {
             submits: scheduler_thread("pf-submit", &scheduler)?,
             queries: scheduler_thread("pf-status", &scheduler)?,
             cancels: scheduler_thread("pf-cancel", &scheduler)?,
             files: thread("pf-files", move |order| clerk.file_work(order))?,
+            payloads: thread("pf-payloads", move |order| porter.payload_work(order))?,
         })
     }
 
@@ -110,6 +122,11 @@ impl Work {
             Order::Submit { .. } => &self.submits,
             Order::Query { .. } => &self.queries,
             Order::Cancel { .. } => &self.cancels,
+            Order::PayloadWrite { .. }
+            | Order::PayloadRead { .. }
+            | Order::PayloadDrop { .. }
+            | Order::PayloadsDrop { .. }
+            | Order::PayloadsKeep { .. } => &self.payloads,
             _ => &self.files,
         };
         if to.send(order).is_err() {
@@ -186,10 +203,39 @@ impl Clerk {
                 let what: AnswerWhat = logs::read_block(&self.dir(&record));
                 self.desk.put(Input::LogRead { ask, what });
             }
-            Order::Submit { .. } | Order::Query { .. } | Order::Cancel { .. } => {
-                tracing::error!("an order for the scheduler came to the files' thread");
-            }
+            _ => tracing::error!("an order for another thread came to the files' thread"),
         }
+    }
+}
+
+/// Carries large payloads between the core and their files.
+struct Porter {
+    files: PayloadFiles,
+    desk: Arc<Desk>,
+}
+
+impl Porter {
+    fn payload_work(&mut self, order: Order) {
+        match order {
+            Order::PayloadWrite { job, hash, offset, bytes, last } => {
+                let result = self.files.write(job, hash, offset, &bytes, last).map_err(|e| e.to_string());
+                self.desk.put(Input::PayloadWritten { job, hash, offset, result });
+            }
+            Order::PayloadRead { job, hash, offset } => {
+                let result = self.files.read(job, hash, offset).map_err(|e| e.to_string());
+                self.desk.put(Input::PayloadRead { job, hash, offset, result });
+            }
+            Order::PayloadDrop { job, hash, value } => self.files.remove(job, hash, value),
+            Order::PayloadsDrop { jobs } => stays(self.files.remove_of(|job| jobs.contains(&job))),
+            Order::PayloadsKeep { jobs } => stays(self.files.keep(&jobs)),
+            _ => tracing::error!("an order for another thread came to the payloads' thread"),
+        }
+    }
+}
+
+fn stays(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "files of payloads that nobody needs stay");
     }
 }
 

@@ -84,7 +84,7 @@ fn an_item_over_the_limit_is_refused_and_the_limit_named() {
     let site = Site::new();
     let line = vec![b'x'; 9 << 20];
     let ran = site.pf_with_input(&["submit", "--each-line", "-", "--stdin-item", "--", "cat"], &line);
-    ran.expect_code(2).says(&["8388608 bytes"]);
+    ran.expect_code(2).says(&["262144 bytes"]);
 }
 
 #[test]

@@ -82,6 +82,42 @@ fn everything_at_once() {
 }
 
 #[test]
+fn large_payloads_arrive_whole_and_their_files_go() {
+    let world = run(Plan { has_large: true, jobs: 4, tasks: 40, ..Plan::default() });
+    assert!(world.truth.starts.values().all(|n| *n == 1), "{:?}", world.truth.starts);
+    assert!(world.large_values() > 0, "no value was large");
+}
+
+#[test]
+fn large_payloads_survive_lost_frames_and_dead_relays_brokers_and_managers() {
+    let mut struck = [0; 5];
+    for seed in seeds(8) {
+        let faults = Faults {
+            until: 100 * S,
+            lose_ppm: 5_000,
+            repeat_ppm: 5_000,
+            broker_kills: 2,
+            relay_kills: 2,
+            node_kills: 2,
+            partitions: 1,
+        };
+        let plan = Plan {
+            seed,
+            has_large: true,
+            jobs: 4,
+            tasks: 30,
+            failing_ppm: 100_000,
+            faults,
+            ..Plan::default()
+        };
+        let world = run(plan);
+        assert!(world.large_values() > 0, "seed {seed}: no value was large");
+        struck.iter_mut().zip(world.struck).for_each(|(sum, n)| *sum += n);
+    }
+    assert!(struck.iter().all(|n| *n >= 4), "the faults did not strike: {struck:?}");
+}
+
+#[test]
 fn blocks_end_at_their_walltime_and_work_goes_on() {
     for seed in seeds(5) {
         let plan = Plan { seed, walltime_ms: 60_000, tasks: 400, ..Plan::default() };

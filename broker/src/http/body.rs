@@ -29,29 +29,86 @@ pub(crate) async fn read(
     body: Body,
     max: usize,
 ) -> Result<ReadBody, ApiError> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let told = told_length(headers);
     if told.is_some_and(|told| told > max) {
         return Err(too_large(max));
     }
     // A body that does not tell its length gets room for the longest.
-    let units = told.unwrap_or(max).div_ceil(UNIT_BYTES);
-    let room = app.bodies.clone().acquire_many_owned(units as u32).await.map_err(|_| ApiError::stopping())?;
+    let room = room(app, told.unwrap_or(max)).await?;
     let bytes = collect(body, told, max).await?;
     Ok(ReadBody { bytes, _room: room })
 }
 
-async fn collect(mut body: Body, told: Option<usize>, max: usize) -> Result<Bytes, ApiError> {
-    let mut collected: Option<BytesMut> = None;
-    let mut first = Bytes::new();
+/// The length that a request tells of its body.
+pub(crate) fn told_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())
+}
+
+/// Waits for room for so many bytes in memory.
+pub(crate) async fn room(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    let units = bytes.div_ceil(UNIT_BYTES);
+    app.bodies.clone().acquire_many_owned(units as u32).await.map_err(|_| ApiError::stopping())
+}
+
+/// The next data of a body, which must make progress. None at its end.
+async fn next_data(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
     loop {
         let frame = tokio::time::timeout(limits::BODY_STALL_TIMEOUT, body.frame()).await.map_err(|_| {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body did not come")
                 .retryable()
         })?;
-        let Some(frame) = frame else { break };
+        let Some(frame) = frame else { return Ok(None) };
         let frame =
             frame.map_err(|error| ApiError::bad_request(format!("the request's body broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+}
+
+/// A body that is read in pieces.
+pub(crate) struct BodyReader {
+    body: Body,
+    ahead: Bytes,
+    read: usize,
+}
+
+impl BodyReader {
+    pub fn new(body: Body) -> BodyReader {
+        BodyReader { body, ahead: Bytes::new(), read: 0 }
+    }
+
+    /// The next `size` bytes.
+    pub async fn exactly(&mut self, size: usize) -> Result<Bytes, ApiError> {
+        let mut piece = BytesMut::with_capacity(size);
+        while piece.len() < size {
+            if self.ahead.is_empty() {
+                let Some(data) = next_data(&mut self.body).await? else {
+                    return Err(ApiError::bad_request("the request's body is shorter than it was told"));
+                };
+                self.read += data.len();
+                self.ahead = data;
+            }
+            let take = self.ahead.len().min(size - piece.len());
+            piece.extend_from_slice(&self.ahead.split_to(take));
+        }
+        Ok(piece.freeze())
+    }
+
+    /// Reads what is left of a body of `size` bytes, and throws it away.
+    pub async fn drain(&mut self, size: usize) -> Result<(), ApiError> {
+        while self.read < size {
+            let Some(data) = next_data(&mut self.body).await? else { break };
+            self.read += data.len();
+        }
+        Ok(())
+    }
+}
+
+async fn collect(mut body: Body, told: Option<usize>, max: usize) -> Result<Bytes, ApiError> {
+    let mut collected: Option<BytesMut> = None;
+    let mut first = Bytes::new();
+    while let Some(data) = next_data(&mut body).await? {
         let have = collected.as_ref().map_or(first.len(), BytesMut::len);
         if have + data.len() > max {
             return Err(too_large(max));

@@ -16,6 +16,7 @@ use pf_protocol::ids::{BlobRef, JobId, JobKey};
 use pf_protocol::job::content_hash;
 use pf_protocol::limits::REQUEST_BYTES_MAX;
 use pf_protocol::message::AnswerWhat;
+use pf_protocol::payload::PayloadRef;
 use pf_transport::now_us;
 use serde::Deserialize;
 use serde_json::json as value;
@@ -53,16 +54,6 @@ fn tasks_of(count: u32, items: Option<Vec<String>>) -> Result<Tasks, ApiError> {
     if items.len() != count as usize {
         let message = format!("{} items for {count} tasks", items.len());
         return Err(ApiError::bad_request(message).hint("`count` and the number of `items` must agree"));
-    }
-    let too_long = items.iter().position(|item| item.len() > pf_protocol::limits::PAYLOAD_BYTES_MAX);
-    if let Some(at) = too_long {
-        let message = format!(
-            "item {at} has {} bytes, {} are the limit",
-            items[at].len(),
-            pf_protocol::limits::PAYLOAD_BYTES_MAX
-        );
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
-            .hint("pass the name of a file"));
     }
     let lens = items.iter().map(|item| item.len() as u32).collect();
     Ok(Tasks { count, lens, blob: Bytes::from(items.concat()) })
@@ -279,6 +270,10 @@ pub(crate) async fn value(
         return Err(ApiError::new(StatusCode::CONFLICT, "not_ended", message).retryable());
     };
     let bytes = app.handle.read_blobs(vec![blob]).await?.pop().unwrap_or_default();
+    if view.is_large {
+        let named = PayloadRef::read(&bytes).ok_or_else(|| unexpected("value"))?;
+        return super::payloads::answer(&app, caller, id(&job)?, named.hash).await;
+    }
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 

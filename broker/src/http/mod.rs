@@ -6,6 +6,7 @@ mod gate;
 mod jobs;
 mod listen;
 mod outcomes;
+mod payloads;
 mod registry;
 
 use crate::api_error::ApiError;
@@ -161,6 +162,7 @@ fn router(app: App) -> Router {
         .route("/v1/jobs/{job}/tasks/{label}", get(jobs::task))
         .route("/v1/jobs/{job}/tasks/{label}/value", get(jobs::value))
         .route("/v1/jobs/{job}/tasks/{label}/log", get(jobs::log))
+        .route("/v1/jobs/{job}/payloads/{hash}", put(payloads::put).get(payloads::get))
         .route("/v1/jobs/{job}/close", post(jobs::close))
         .route("/v1/jobs/{job}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{job}/retry", post(jobs::retry))

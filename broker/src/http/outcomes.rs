@@ -18,6 +18,7 @@ use hyper::{StatusCode, header};
 use pf_broker_core::{Caller, Detail, Request, StreamBatch, StreamOf, StreamPart, StreamRow, decode_details};
 use pf_protocol::api::{OutcomeLine, TaskRow};
 use pf_protocol::ids::OwnerId;
+use pf_protocol::payload::is_large;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -241,6 +242,7 @@ fn push_columns(
         held_us: row.held_us,
         ran_us: row.ran_us,
         value,
+        is_large: is_large(row.value_len),
         error: &error,
     });
     Ok(())
@@ -282,7 +284,7 @@ fn line(
             max_rss_kib: detail.and_then(|detail| detail.usage).map(|usage| usage.max_rss_kib),
         },
         job: part.job,
-        value: (value.len() <= limits::INLINE_TEXT_BYTES_MAX)
+        value: (!is_large(row.value_len) && value.len() <= limits::INLINE_TEXT_BYTES_MAX)
             .then(|| std::str::from_utf8(value).ok().map(str::to_owned))
             .flatten(),
         cursor,
@@ -292,10 +294,10 @@ fn line(
 /// Ends a chunked body without its last chunk, so that no client takes it for the whole.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream broke off")]
-struct StreamBroken;
+pub(crate) struct StreamBroken;
 
 /// The frames of one stream as a response body.
-struct FrameBody(mpsc::Receiver<Result<Bytes, StreamBroken>>);
+pub(crate) struct FrameBody(pub mpsc::Receiver<Result<Bytes, StreamBroken>>);
 
 impl hyper::body::Body for FrameBody {
     type Data = Bytes;

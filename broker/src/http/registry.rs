@@ -13,7 +13,6 @@ use pf_broker_core::{Caller, Reply, Request};
 use pf_protocol::api::{Limits, Status};
 use pf_protocol::ids::FunctionId;
 use pf_protocol::job::{Function, FunctionKind};
-use pf_protocol::limits::PAYLOAD_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::json as value;
 
@@ -80,7 +79,7 @@ pub(crate) async fn put_function(
         }
     };
     let name = header(NAME_HEADER).unwrap_or_default().to_owned();
-    let body = body::read(&app, &headers, body, PAYLOAD_BYTES_MAX).await?;
+    let body = body::read(&app, &headers, body, crate::limits::SMALL_BODY_BYTES_MAX).await?;
     let request =
         Request::PutFunction { id: function, function: Function { kind, bytes: body.bytes.to_vec(), name } };
     match app.handle.request(caller, request).await? {

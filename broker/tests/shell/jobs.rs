@@ -4,6 +4,7 @@ use crate::common::client::Client;
 use crate::common::{RelayIs, World, eventually, job, key};
 use bytes::Bytes;
 use pf_broker::columns::{OutcomeFrame, encode_tasks};
+use pf_protocol::job::content_hash;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -124,6 +125,42 @@ fn values_rows_and_waiting() {
     assert_eq!(rows["tasks"].as_array().unwrap().len(), 3);
     client.call("DELETE", &format!("/v1/jobs/{id}"), b"").ok();
     assert_eq!(client.call("GET", &format!("/v1/jobs/{id}"), b"").code().0, 404);
+}
+
+#[test]
+fn large_payloads_are_put_and_got_as_streams() {
+    let root = tempfile::tempdir().unwrap();
+    let world = World::start(root.path(), RelayIs::Absent);
+    let mut client = world.client();
+    let id = client.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(0, true)).ok()["job"].clone();
+    let payload: Vec<u8> = (0..1_000_000u32).map(|i| (i / 1_000) as u8).collect();
+    let path = format!("/v1/jobs/{id}/payloads/{}", content_hash(&payload));
+    assert_eq!(client.call("GET", &path, b"").code(), (404, "unknown_payload".into()));
+    for _ in 0..2 {
+        assert_eq!(client.call("PUT", &path, &payload).ok()["bytes"], 1_000_000);
+    }
+    assert!(client.call("GET", &path, b"").body == payload);
+    let other = format!("/v1/jobs/{id}/payloads/{}", content_hash(b"other"));
+    assert_eq!(client.call("PUT", &other, &payload).code(), (400, "bad_request".into()), "another hash");
+    assert_eq!(client.call("PUT", &other, b"small").code(), (400, "bad_request".into()));
+    let foreign = format!("/v1/jobs/77/payloads/{}", content_hash(&payload));
+    assert_eq!(client.call("PUT", &foreign, &payload).code(), (404, "unknown_job".into()));
+    client
+        .send_raw(format!("PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n").as_bytes())
+        .unwrap();
+    assert_eq!(client.answer().unwrap().code(), (413, "too_large".into()));
+    let mut client = world.client();
+    client
+        .send_raw(format!("PUT {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").as_bytes())
+        .unwrap();
+    assert_eq!(client.answer().unwrap().code().0, 411);
+    // One that breaks off leaves the broker as it was.
+    let mut client = world.client();
+    let cut = format!("PUT {other} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n");
+    client.send_raw(cut.as_bytes()).unwrap();
+    client.send_raw(&payload[..600_000]).unwrap();
+    drop(client);
+    assert!(world.client().call("GET", &path, b"").body == payload);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::relays::{Link, Phase};
 use bytes::{Bytes, BytesMut};
 use pf_protocol::job::{Body, JobDef, OnLost};
 use pf_protocol::limits::{BATCH_BYTES_MAX, BATCH_TASKS_MAX};
-use pf_protocol::message::{Assign, Define, TaskBatch};
+use pf_protocol::message::{Assign, Define, TaskBatch, VERSION_LARGE};
+use pf_protocol::payload::held;
 use pf_protocol::{EndpointId, JobId, Ranges};
 
 /// What may still go into a message.
@@ -141,7 +142,9 @@ impl Broker {
     /// Takes tasks of one job out of its queue. None: it has nothing to hand out.
     fn take_turn(&mut self, id: JobId, room: Room, turn: &mut Turn<'_>) -> Option<Took> {
         let (live, job) = (self.jobs.get_mut(&id)?, self.state.jobs.get(&id)?);
-        if !live.can_hand_out(job.spec.max_running) {
+        let link = self.endpoints.get(&job.endpoint).and_then(|e| e.link.as_ref());
+        let is_old = link.is_some_and(|link| link.version < VERSION_LARGE);
+        if !live.can_hand_out(job.spec.max_running) || (is_old && !job.large.is_empty()) {
             return None;
         }
         let free = u64::from(job.spec.max_running.unwrap_or(u32::MAX)) - live.assigned;
@@ -197,12 +200,13 @@ impl Broker {
                 let (nth, most) = (at - piece.first, (piece.first + piece.count).min(end) - at);
                 let mut taken = 0;
                 while taken < most {
-                    let len = u64::from(loaded.len(nth + taken));
+                    let told = loaded.len(nth + taken);
+                    let len = held(told) as u64;
                     let alone = batch.tasks.is_empty() && taken == 0 && len <= room.alone_bytes;
                     if bytes + len > room.bytes && !alone {
                         break;
                     }
-                    batch.lens.push(len as u32);
+                    batch.lens.push(told);
                     bytes += len;
                     taken += 1;
                 }

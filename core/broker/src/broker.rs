@@ -6,6 +6,7 @@ use crate::io::{Blobs, Effect, Input, PutError};
 use crate::items::ItemCache;
 use crate::live::LiveJob;
 use crate::load::Load;
+use crate::payloads::Upload;
 use crate::record::{Record, VERSION};
 use crate::relays::{Conn, LiveEndpoint};
 use crate::requests::{Code, Refusal, Reply};
@@ -75,6 +76,12 @@ pub struct Broker {
     pub(crate) cache: ItemCache,
     pub(crate) loads: BTreeMap<u64, Load>,
     pub(crate) last_load: u64,
+    /// Pieces of large items that are read for relays, by token.
+    pub(crate) piece_loads: BTreeMap<u64, EndpointId>,
+    /// Large payloads that clients put.
+    pub(crate) uploads: BTreeMap<(JobId, ContentHash), Upload>,
+    /// Endpoints whose values are not pulled further before a time, since the disk is behind.
+    pub(crate) pulls_rest: BTreeMap<EndpointId, Micros>,
     pub(crate) streams: Streams,
     pub(crate) waiters: Waiters,
     pub(crate) asks: Asks,
@@ -116,6 +123,9 @@ impl Broker {
             cache: ItemCache::default(),
             loads: BTreeMap::new(),
             last_load: 0,
+            piece_loads: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            pulls_rest: BTreeMap::new(),
             waiters: Waiters::default(),
             asks: Asks::default(),
             dependents: BTreeMap::new(),
@@ -261,6 +271,7 @@ impl Broker {
             self.expiries.pop_first();
             self.expire(job, turn);
         }
+        self.pulls_go_on(turn);
         if std::mem::take(&mut self.pump_again) {
             self.to_pump.extend(self.endpoints.keys().copied());
         }
@@ -282,8 +293,9 @@ impl Broker {
             .first()
             .map(|(at_us, _)| self.config.now + at_us.saturating_sub(self.config.wall_us));
         let again = self.pump_again.then_some(turn.now);
-        let deadlines =
-            [self.acceptor.next_deadline(), self.waiters.next_due(), self.asks.next_due(), expiry, again];
+        let rest = self.pulls_rest.values().min().copied();
+        let (waiters, asks) = (self.waiters.next_due(), self.asks.next_due());
+        let deadlines = [self.acceptor.next_deadline(), waiters, asks, expiry, again, rest];
         let next = deadlines.into_iter().flatten().min();
         if let Some(at) = next.filter(|at| self.armed != Some(*at)) {
             self.armed = Some(at);

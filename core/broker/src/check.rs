@@ -1,6 +1,7 @@
 //! What must always hold, by name. Called by tests and the simulation after every event.
 
 use crate::broker::Broker;
+use pf_protocol::limits::WANTS_MAX;
 
 impl Broker {
     /// Checks the invariants.
@@ -37,6 +38,11 @@ impl Broker {
                 let sent = (link.sent_tasks, link.sent_bytes);
                 let credit = (link.credit.tasks_upto, link.credit.bytes_upto);
                 assert!(sent.0 <= credit.0 && sent.1 <= credit.1, "credit_is_kept: {id}");
+                assert!(
+                    link.pieces_due <= WANTS_MAX && link.wants.len() <= WANTS_MAX,
+                    "wants_are_bounded: {id}"
+                );
+                assert!(link.confirmed_upto <= link.taken_upto, "only_what_came_is_confirmed: {id}");
                 let served = self.conns.get(&link.conn).and_then(|c| c.endpoint);
                 assert_eq!(served, Some(*id), "a_link_has_its_connection: {id}");
             }

@@ -2,14 +2,14 @@
 
 use crate::broker::{Broker, Turn};
 use crate::io::PutError;
-use crate::items::{Loaded, put_items};
-use crate::job::Job;
+use crate::items::{failed_items, put_items};
+use crate::job::{Job, Large};
 use crate::lifecycle::CancelOrder;
 use crate::limits::{ENDPOINTS_MAX, FUNCTION_BYTES_MAX, FUNCTIONS_BYTES_MAX, JOBS_MAX, TOKENS_MAX};
 use crate::load::Load;
 use crate::record::{
-    EndpointPut, EndpointRemoved, FunctionPut, JobClosed, JobSubmitted, Piece, TasksAppended, TokenAdded,
-    TokenRevoked,
+    EndpointPut, EndpointRemoved, FunctionPut, JobClosed, JobSubmitted, PayloadPut, Piece, TasksAppended,
+    TokenAdded, TokenRevoked,
 };
 use crate::requests::{Caller, Code, Refusal, Reply, Request, Tasks, Verb};
 use crate::validate;
@@ -18,6 +18,7 @@ use pf_protocol::api::{AppendReply, CancelReply, CancelRequest, SubmitReply};
 use pf_protocol::job::{ArraySpec, Body, Function, JobSpec, content_hash};
 use pf_protocol::outcome::OutcomeKind;
 use pf_protocol::{BlobRef, ContentHash, EndpointId, FunctionId, JobId, JobKey, Ranges};
+use std::collections::BTreeMap;
 
 /// A job to be accepted.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ struct NewJob {
     spec: JobSpec,
     tasks: Tasks,
     open: bool,
+    /// Payloads that its tasks name, kept for another job already.
+    large: BTreeMap<ContentHash, Large>,
 }
 
 /// A job that is tried again, while its items are read.
@@ -37,7 +40,8 @@ pub(crate) struct RetryPlan {
     key: JobKey,
     hash: ContentHash,
     spec: JobSpec,
-    /// Positions in the old job.
+    /// The old job, and positions in it.
+    job: JobId,
     tasks: Ranges,
     pieces: Vec<Piece>,
 }
@@ -46,9 +50,14 @@ impl Broker {
     pub(crate) fn request(&mut self, ticket: u64, caller: Caller, request: Request, turn: &mut Turn<'_>) {
         let reply = match request {
             Request::Submit { key, hash, spec, tasks, open } => {
-                self.submit(caller, NewJob { key, hash, spec: *spec, tasks, open }, turn)
+                let large = BTreeMap::new();
+                self.submit(caller, NewJob { key, hash, spec: *spec, tasks, open, large }, turn)
             }
             Request::Append { job, first, tasks } => self.append(caller, job, first, &tasks, turn),
+            Request::PutPiece { job, payload, offset, bytes } => {
+                self.put_piece(caller, job, payload, offset, &bytes, turn)
+            }
+            Request::Payload { job, hash } => self.payload(caller, job, hash),
             Request::Close { job } => self.close(caller, job, turn),
             Request::Cancel { job, how } => self.cancel(caller, job, how, turn),
             Request::Retry { job, key } => match self.plan_retry(ticket, caller, job, key) {
@@ -80,7 +89,7 @@ impl Broker {
         })
     }
 
-    fn refuse_under_pressure(&self) -> Result<(), Refusal> {
+    pub(crate) fn refuse_under_pressure(&self) -> Result<(), Refusal> {
         match &self.pressure {
             None => Ok(()),
             Some(why) => Err(not_put("new work is refused", why)),
@@ -93,7 +102,7 @@ impl Broker {
         }
         self.refuse_under_pressure()?;
         validate::spec(&new.spec)?;
-        validate::tasks(&new.spec, 0, &new.tasks)?;
+        validate::tasks(&new.spec, 0, &new.tasks, &new.large)?;
         let (endpoint, name) = self.choose_endpoint(&new.spec)?;
         if let Some(node) = self.largest_node(endpoint) {
             validate::fits(&new.spec.resources, &node, &name)?;
@@ -104,13 +113,17 @@ impl Broker {
             return Err(refusal.hint("`pf job forget` drops ended ones"));
         }
         let id = JobId(self.state.last_job + 1);
-        let NewJob { key, hash, spec, tasks, open } = new;
+        let NewJob { key, hash, spec, tasks, open, large } = new;
         let pieces = self.put_items(id, 0, &tasks, turn)?;
         let (at_us, owner, count) = (turn.at_us, caller.owner, tasks.count);
         let record = JobSubmitted { at_us, job: id, key, hash, owner, endpoint, spec, count, open, pieces };
         if let Err(refusal) = self.log(record, turn) {
             Self::drop_payloads(id, turn);
             return Err(refusal);
+        }
+        for (hash, Large { len, blobs }) in large {
+            blobs.iter().for_each(|blob| turn.blobs.keep(id, *blob));
+            self.log(PayloadPut { at_us, job: id, hash, len, blobs }, turn)?;
         }
         self.begin_job(id);
         if let Some(live) = self.jobs.get_mut(&id) {
@@ -210,7 +223,7 @@ impl Broker {
             let why = if job.cancel.whole { "was cancelled" } else { "is closed" };
             return Err(Refusal::new(Code::Conflict, format!("job {id} {why} and takes no more tasks")));
         }
-        validate::tasks(&job.spec, total, tasks)?;
+        validate::tasks(&job.spec, total, tasks, &job.large)?;
         self.refuse_under_pressure()?;
         let pieces = self.put_items(id, first, tasks, turn)?;
         let count = tasks.count;
@@ -273,7 +286,7 @@ impl Broker {
             |piece: &&Piece| !failed.intersection(&Ranges::from_range(piece.first, piece.count)).is_empty();
         let pieces = job.pieces.iter().filter(has_failed).copied().collect();
         let hash = content_hash(format!("retry of {id}").as_bytes());
-        Ok(RetryPlan { ticket, caller, key, hash, spec, tasks: failed, pieces })
+        Ok(RetryPlan { ticket, caller, key, hash, spec, job: id, tasks: failed, pieces })
     }
 
     fn start_retry(&mut self, plan: RetryPlan, turn: &mut Turn<'_>) {
@@ -290,9 +303,10 @@ impl Broker {
         result: Result<Vec<Bytes>, String>,
         turn: &mut Turn<'_>,
     ) {
-        let RetryPlan { ticket, caller, key, hash, spec, tasks, pieces } = plan;
+        let RetryPlan { ticket, caller, key, hash, spec, job, tasks, pieces } = plan;
         let reply = failed_items(&tasks, &pieces, result).and_then(|tasks| {
-            let new = NewJob { key, hash, spec, tasks, open: false };
+            let large = self.named_of(job, &tasks);
+            let new = NewJob { key, hash, spec, tasks, open: false, large };
             self.submit(caller, new, turn)
         });
         self.reply(ticket, reply, turn);
@@ -450,42 +464,8 @@ impl Broker {
     }
 }
 
-/// The items of `tasks` out of the pieces that hold them, in order.
-fn failed_items(
-    tasks: &Ranges,
-    pieces: &[Piece],
-    result: Result<Vec<Bytes>, String>,
-) -> Result<Tasks, Refusal> {
-    let unreadable =
-        |why: String| Refusal::new(Code::Unreadable, format!("the job's items could not be read: {why}"));
-    let blobs = result.map_err(unreadable)?;
-    let count = tasks.len() as u32;
-    if pieces.is_empty() {
-        return Ok(Tasks { count, ..Tasks::default() });
-    }
-    let mut lens = Vec::with_capacity(count as usize);
-    let mut blob = Vec::new();
-    let mut loaded = Vec::with_capacity(pieces.len());
-    for (piece, bytes) in pieces.iter().zip(blobs) {
-        let read = Loaded::read(bytes, piece.count);
-        loaded.push(read.ok_or_else(|| unreadable("lengths and bytes do not agree".into()))?);
-    }
-    for index in tasks.iter() {
-        let at = pieces.partition_point(|p| p.first <= index).checked_sub(1);
-        let found = at.and_then(|at| Some((pieces.get(at)?, loaded.get(at)?)));
-        match found.filter(|(piece, _)| index - piece.first < piece.count) {
-            Some((piece, loaded)) => {
-                lens.push(loaded.len(index - piece.first));
-                blob.extend_from_slice(&loaded.items(index - piece.first, 1));
-            }
-            None => lens.push(0),
-        }
-    }
-    Ok(Tasks { count, lens, blob: Bytes::from(blob) })
-}
-
 /// The store takes no new work now.
-fn not_put(what: &str, why: &PutError) -> Refusal {
+pub(crate) fn not_put(what: &str, why: &PutError) -> Refusal {
     let (code, hint) = match why {
         PutError::Full(_) => {
             (Code::DiskFull, "free space where the broker's log is; results are still taken")

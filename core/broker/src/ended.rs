@@ -1,6 +1,7 @@
 //! What is kept of ended tasks: 20 bytes a row, 4 to find it by position, and a chunk for each batch. Part of [`crate::job::Job`].
 
 use pf_protocol::outcome::{OutcomeKind, Ran};
+use pf_protocol::payload::held;
 use pf_protocol::{BlobRef, Ranges};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ pub struct Row {
     pub held_us: u32,
     /// Ran, microseconds, saturated.
     pub ran_us: u32,
-    /// Length of its value.
+    /// Length of its value, marked if it is only named.
     pub value_len: u32,
     /// How it ended.
     pub kind: OutcomeKind,
@@ -154,7 +155,7 @@ impl Ended {
         let after = self.chunks.partition_point(|c| c.first_row <= row);
         let chunk = *self.chunks.get(after.checked_sub(1)?)?;
         let before = self.rows_from(chunk.first_row).take((row - chunk.first_row) as usize);
-        Some((chunk, before.map(|r| r.value_len).sum()))
+        Some((chunk, before.map(|r| held(r.value_len) as u32).sum()))
     }
 
     /// Adds a chunk with its rows, whose `first_row` is filled in. The caller has seen to it that none of them has ended before.

@@ -3,6 +3,7 @@
 use crate::broker::Broker;
 use crate::relays::Phase;
 use crate::requests::{Caller, Refusal};
+use pf_protocol::message::VERSION_LARGE;
 use pf_protocol::{EndpointId, JobId};
 
 impl Broker {
@@ -49,6 +50,14 @@ impl Broker {
         }
         if live.loading {
             lines.push("its items are being read from disk".into());
+        }
+        let link = self.endpoints.get(&job.endpoint).and_then(|e| e.link.as_ref());
+        if !job.large.is_empty() && link.is_some_and(|link| link.version < VERSION_LARGE) {
+            lines.push("its relay is of an older version that takes no large payloads".into());
+        }
+        let pulled = link.map_or(0, |link| link.pulls.iter().filter(|p| p.outcome.job == id).count());
+        if pulled > 0 {
+            lines.push(format!("the large results of {pulled} tasks are on their way here"));
         }
         lines.push(self.explain_endpoint(job.endpoint));
         Ok((lines, Some(job.endpoint)))

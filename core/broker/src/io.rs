@@ -149,6 +149,9 @@ pub trait Blobs {
     /// # Errors
     /// When the store cannot take it now.
     fn put(&mut self, job: JobId, class: Class, bytes: &[u8]) -> Result<BlobRef, PutError>;
+
+    /// Keeps what was put for another job for as long as `job` is not dropped, too.
+    fn keep(&mut self, job: JobId, blob: BlobRef);
 }
 
 /// Why a blob was not put.

@@ -3,10 +3,11 @@
 use crate::io::{Blobs, Class, PutError};
 use crate::limits::{ITEM_CACHE_BYTES_MAX, ITEM_CACHE_OVERHEAD_BYTES, PIECE_BYTES_MAX};
 use crate::record::Piece;
-use crate::requests::Tasks;
+use crate::requests::{Code, Refusal, Tasks};
 use bytes::Bytes;
-use pf_protocol::JobId;
 use pf_protocol::limits::BATCH_TASKS_MAX;
+use pf_protocol::payload::held;
+use pf_protocol::{JobId, Ranges};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A piece in memory.
@@ -26,7 +27,7 @@ impl Loaded {
         let lens = bytes.get(..begin)?.chunks_exact(4);
         let ends: Vec<u32> = lens
             .map(|len| {
-                at += u64::from(u32::from_le_bytes([len[0], len[1], len[2], len[3]]));
+                at += held(u32::from_le_bytes([len[0], len[1], len[2], len[3]])) as u64;
                 u32::try_from(at).ok()
             })
             .collect::<Option<_>>()?;
@@ -37,10 +38,11 @@ impl Loaded {
         nth.checked_sub(1).map_or(self.ends.len() * 4, |before| self.ends[before] as usize)
     }
 
-    /// Length of one item.
+    /// Length of one item, as it was told: with its mark if it is only named.
     pub fn len(&self, nth: u32) -> u32 {
-        let nth = nth as usize;
-        self.ends.get(nth).map_or(0, |end| end - self.start(nth) as u32)
+        let at = nth as usize * 4;
+        let bytes = self.bytes.get(at..at + 4).filter(|_| (nth as usize) < self.ends.len());
+        bytes.map_or(0, |len| u32::from_le_bytes([len[0], len[1], len[2], len[3]]))
     }
 
     /// `count` items from number `nth` on, one after another.
@@ -127,8 +129,8 @@ pub(crate) fn put_items(
     while at < tasks.lens.len() {
         let mut bytes = 0usize;
         let lens = tasks.lens[at..].iter().take(BATCH_TASKS_MAX).take_while(|len| {
-            let fits = bytes == 0 || bytes + **len as usize <= PIECE_BYTES_MAX;
-            bytes += if fits { **len as usize } else { 0 };
+            let fits = bytes == 0 || bytes + held(**len) <= PIECE_BYTES_MAX;
+            bytes += if fits { held(**len) } else { 0 };
             fits
         });
         let count = lens.count();
@@ -147,6 +149,40 @@ pub(crate) fn put_items(
     Ok(pieces)
 }
 
+/// The items of `tasks` out of the pieces that hold them, in order.
+pub(crate) fn failed_items(
+    tasks: &Ranges,
+    pieces: &[Piece],
+    result: Result<Vec<Bytes>, String>,
+) -> Result<Tasks, Refusal> {
+    let unreadable =
+        |why: String| Refusal::new(Code::Unreadable, format!("the job's items could not be read: {why}"));
+    let blobs = result.map_err(unreadable)?;
+    let count = tasks.len() as u32;
+    if pieces.is_empty() {
+        return Ok(Tasks { count, ..Tasks::default() });
+    }
+    let mut lens = Vec::with_capacity(count as usize);
+    let mut blob = Vec::new();
+    let mut loaded = Vec::with_capacity(pieces.len());
+    for (piece, bytes) in pieces.iter().zip(blobs) {
+        let read = Loaded::read(bytes, piece.count);
+        loaded.push(read.ok_or_else(|| unreadable("lengths and bytes do not agree".into()))?);
+    }
+    for index in tasks.iter() {
+        let at = pieces.partition_point(|p| p.first <= index).checked_sub(1);
+        let found = at.and_then(|at| Some((pieces.get(at)?, loaded.get(at)?)));
+        match found.filter(|(piece, _)| index - piece.first < piece.count) {
+            Some((piece, loaded)) => {
+                lens.push(loaded.len(index - piece.first));
+                blob.extend_from_slice(&loaded.items(index - piece.first, 1));
+            }
+            None => lens.push(0),
+        }
+    }
+    Ok(Tasks { count, lens, blob: Bytes::from(blob) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +194,8 @@ mod tests {
             self.0.push(bytes.to_vec());
             Ok(BlobRef { segment: 1, offset: self.0.len() as u32, len: bytes.len() as u32 })
         }
+
+        fn keep(&mut self, _: JobId, _: BlobRef) {}
     }
 
     #[test]

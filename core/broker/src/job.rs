@@ -6,7 +6,7 @@ use crate::record::{CountAs, FailedAttempt, Failure, Piece};
 use pf_protocol::api::{JobState, Times};
 use pf_protocol::job::JobSpec;
 use pf_protocol::outcome::OutcomeKind;
-use pf_protocol::{AttemptId, ContentHash, EndpointId, JobId, JobKey, OwnerId, Ranges};
+use pf_protocol::{AttemptId, BlobRef, ContentHash, EndpointId, JobId, JobKey, OwnerId, Ranges};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -50,6 +50,14 @@ pub struct Errors {
     pub nodes: BTreeMap<u32, u64>,
     /// Positions of the first few.
     pub examples: Vec<u32>,
+}
+
+/// A payload that is too large for a batch, as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Large {
+    pub len: u64,
+    /// Its pieces, each of `PIECE_BYTES` but the last.
+    pub blobs: Vec<BlobRef>,
 }
 
 /// What was asked to end.
@@ -98,6 +106,9 @@ pub struct Job {
     pub cancelled: u64,
     pub cancel: CancelIntent,
     pub history: BTreeMap<u32, History>,
+    /// Payloads that its tasks and outcomes name.
+    #[serde(default, with = "pairs")]
+    pub large: BTreeMap<ContentHash, Large>,
     /// Positions that were handed out ever, of jobs that are not simply run again.
     #[serde(default)]
     pub handed: Ranges,
@@ -204,15 +215,22 @@ impl Job {
 }
 
 mod pairs {
-    use super::{ErrorKey, Errors};
-    use serde::{Deserialize, Deserializer, Serializer};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use std::collections::BTreeMap;
 
-    pub fn serialize<S: Serializer>(map: &BTreeMap<ErrorKey, Errors>, s: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         s.collect_seq(map)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<ErrorKey, Errors>, D::Error> {
-        Ok(Vec::<(ErrorKey, Errors)>::deserialize(d)?.into_iter().collect())
+    pub fn deserialize<'de, K, V, D>(d: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(d)?.into_iter().collect())
     }
 }

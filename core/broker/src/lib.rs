@@ -21,6 +21,7 @@ pub mod limits;
 mod live;
 mod load;
 mod outcomes;
+mod payloads;
 mod policy;
 mod queries;
 mod ready;

@@ -57,6 +57,15 @@ pub const ITEM_CACHE_BYTES_MAX: usize = 48 << 20;
 /// What a cached piece costs beside its bytes.
 pub const ITEM_CACHE_OVERHEAD_BYTES: usize = 128;
 
+/// Large payloads that clients put at a time; the one that rested longest makes room. Each costs a list of its pieces.
+pub const UPLOADS_MAX: usize = 1_000;
+
+/// When the disk is behind, values are not pulled further for this long, microseconds: it writes a few pieces meanwhile.
+pub const PULLS_REST: Micros = 20_000;
+
+/// Bytes of an item that is not on standard input: Linux' MAX_ARG_STRLEN, execve(2), less its end.
+pub const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
+
 /// Tasks taken from one job before the next one has its turn, so that a large job does not starve a small one for long.
 pub const TURN_TASKS: u64 = 512;
 

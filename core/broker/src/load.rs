@@ -9,7 +9,7 @@ use crate::outcomes::OwnEnd;
 use crate::record::Piece;
 use bytes::Bytes;
 use pf_protocol::outcome::{OutcomeKind, Ran};
-use pf_protocol::{JobId, Ranges};
+use pf_protocol::{BlobRef, EndpointId, JobId, Ranges};
 
 /// For what blobs were asked.
 #[derive(Debug)]
@@ -21,10 +21,16 @@ pub(crate) enum Load {
 }
 
 impl Broker {
-    pub(crate) fn start_load(&mut self, load: Load, blobs: Vec<pf_protocol::BlobRef>, turn: &mut Turn<'_>) {
+    pub(crate) fn start_load(&mut self, load: Load, blobs: Vec<BlobRef>, turn: &mut Turn<'_>) {
         self.last_load += 1;
         self.loads.insert(self.last_load, load);
         turn.out.push(Effect::Load { token: self.last_load, blobs });
+    }
+
+    /// Reads a piece of a large item for a relay, under the number of the last load.
+    pub(crate) fn load_piece(&mut self, endpoint: EndpointId, blob: BlobRef, turn: &mut Turn<'_>) {
+        self.piece_loads.insert(self.last_load, endpoint);
+        turn.out.push(Effect::Load { token: self.last_load, blobs: vec![blob] });
     }
 
     /// Asks for the piece that holds `position` and the next few.
@@ -39,6 +45,9 @@ impl Broker {
     }
 
     pub(crate) fn on_loaded(&mut self, token: u64, result: Result<Vec<Bytes>, String>, turn: &mut Turn<'_>) {
+        if let Some(endpoint) = self.piece_loads.remove(&token) {
+            return self.piece_loaded(endpoint, token, result, turn);
+        }
         match self.loads.remove(&token) {
             Some(Load::Items { job, pieces }) => self.items_loaded(job, &pieces, result, turn),
             Some(Load::Retry(plan)) => self.retry_loaded(*plan, result, turn),

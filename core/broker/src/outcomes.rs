@@ -1,6 +1,6 @@
 //! Outcomes of relays: judged, recorded in batches, confirmed once synced. The hot path of results.
 
-use crate::broker::{Broker, Then, Turn};
+use crate::broker::{Broker, Turn};
 use crate::ended::Row;
 use crate::io::{Class, PutError};
 use crate::job::Job;
@@ -10,7 +10,7 @@ use crate::record::{AttemptsFailed, EndedPart, FailedAttempt, Failure, TasksEnde
 use crate::relays::Phase;
 use crate::stream::{Detail, encode_details};
 use bytes::Bytes;
-use pf_protocol::limits::{BATCH_TASKS_MAX, ERROR_TEXT_BYTES_MAX, PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX};
+use pf_protocol::limits::{BATCH_TASKS_MAX, ERROR_TEXT_BYTES_MAX, TRACEBACK_BYTES_MAX};
 use pf_protocol::message::{Outcomes, Refuse};
 use pf_protocol::outcome::{ErrorDetail, Outcome, OutcomeKind, Ran};
 use pf_protocol::{AttemptId, BlobRef, EndpointId, Epoch, JobId, Ranges};
@@ -94,6 +94,9 @@ impl Broker {
                 return self.outcomes_refused(conn, "lengths and bytes of its outcomes do not agree", turn);
             };
             for (outcome, value) in outcomes {
+                if self.must_be_pulled(endpoint, message.number, &batch.node, outcome, &value) {
+                    continue;
+                }
                 self.collect(endpoint, nth, &batch.node, outcome, value, turn.at_us, &mut collected);
                 if collected.rows + collected.again.len() >= BATCH_TASKS_MAX
                     && let Err(why) = self.record(std::mem::take(&mut collected), turn)
@@ -105,11 +108,28 @@ impl Broker {
         if let Err(why) = self.record(collected, turn) {
             return self.outcomes_refused(conn, &why, turn);
         }
-        self.after_sync(Then::Confirm { conn, upto: message.number }, turn);
+        if let Some(link) = self.endpoints.get_mut(&endpoint).and_then(|e| e.link.as_mut()) {
+            link.taken_upto = message.number;
+        }
+        self.pull(conn, endpoint, turn);
+    }
+
+    /// Records one outcome, whose value was pulled.
+    pub(crate) fn record_one(
+        &mut self,
+        endpoint: EndpointId,
+        node: &str,
+        outcome: &Outcome,
+        value: Bytes,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), String> {
+        let mut collected = Collected::default();
+        self.collect(endpoint, 0, node, outcome, value, turn.at_us, &mut collected);
+        self.record(collected, turn)
     }
 
     /// What cannot be recorded now is sent again in the next session; until then the relay keeps it.
-    fn outcomes_refused(&mut self, conn: u64, why: &str, turn: &mut Turn<'_>) {
+    pub(crate) fn outcomes_refused(&mut self, conn: u64, why: &str, turn: &mut Turn<'_>) {
         let refuse = Refuse { code: "not_ready".into(), message: why.into(), retry: true };
         self.refuse_link(conn, refuse, turn);
     }
@@ -249,13 +269,11 @@ fn times(job: &Job, live: &mut LiveJob, outcome: &Outcome, at_us: u64) -> Option
 impl Part {
     fn add(&mut self, kind: OutcomeKind, outcome: &Outcome, value: Bytes, times: Option<(u64, u64)>) {
         let nth = self.rows.len() as u32;
-        let too_large = value.len() > PAYLOAD_BYTES_MAX;
-        let (kind, value) = if too_large { (OutcomeKind::TooLarge, Bytes::new()) } else { (kind, value) };
         self.rows.push(Row {
             index: outcome.index,
             held_us: u32::try_from(outcome.held_us).unwrap_or(u32::MAX),
             ran_us: u32::try_from(outcome.ran_us).unwrap_or(u32::MAX),
-            value_len: value.len() as u32,
+            value_len: outcome.value_len,
             kind,
             ran: outcome.ran,
         });
@@ -269,13 +287,7 @@ impl Part {
             self.values.push(value);
         }
         let mut error = outcome.error.as_deref().cloned().map(cut);
-        if too_large {
-            error = Some(ErrorDetail {
-                message: format!("its result is larger than {} MiB", PAYLOAD_BYTES_MAX >> 20),
-                hint: Some("write it to a file and return the path".into()),
-                ..ErrorDetail::default()
-            });
-        } else if error.is_none() && !kind.is_ok() {
+        if error.is_none() && !kind.is_ok() {
             error = Some(ErrorDetail { message: kind.name().replace('_', " "), ..ErrorDetail::default() });
         }
         if !kind.is_ok()

@@ -9,6 +9,7 @@ use pf_protocol::api::{Counts, EndpointRow, ErrorGroup, FunctionRow, JobState, J
 use pf_protocol::job::Body;
 use pf_protocol::message::AskWhat;
 use pf_protocol::outcome::OutcomeKind;
+use pf_protocol::payload::{held, is_large};
 use pf_protocol::{BlobRef, EndpointId, FunctionId, JobId, TaskId};
 
 impl Broker {
@@ -305,6 +306,7 @@ impl Broker {
                 max_rss_kib: None,
             },
             value: None,
+            is_large: false,
             detail: None,
         };
         if let Some(number) = job.ended.row_number(index)
@@ -314,7 +316,12 @@ impl Broker {
             view.row.ran_us = Some(row.ran_us.into());
             view.row.held_us = Some(row.held_us.into());
             let empty = BlobRef::default();
-            view.value = Some(if row.value_len == 0 { empty } else { chunk.value(offset, row.value_len) });
+            view.value = Some(if row.value_len == 0 {
+                empty
+            } else {
+                chunk.value(offset, held(row.value_len) as u32)
+            });
+            view.is_large = is_large(row.value_len);
             view.detail = chunk.details().map(|blob| (blob, number - chunk.first_row));
             if row.kind == OutcomeKind::Cancelled && view.detail.is_none() {
                 view.row.message = Some(job.cancel.reason.clone());

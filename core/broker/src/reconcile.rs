@@ -58,6 +58,7 @@ impl Broker {
                 continue;
             };
             if live.assigned == 0 {
+                self.refresh(id);
                 continue;
             }
             let mut assigned = live.assigned_of(&job.ended.missing(job.total));
@@ -81,6 +82,8 @@ impl Broker {
             if !waits && !doubtful.is_empty() {
                 self.end_by_broker(id, &doubtful, &possibly_started(), turn);
             }
+            // It may have left the queue because the relay before was of an older version.
+            self.refresh(id);
         }
         self.to_pump.insert(endpoint);
     }

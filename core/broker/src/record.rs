@@ -260,6 +260,18 @@ pub struct TasksHanded {
     pub tasks: Ranges,
 }
 
+/// A large payload of a job is whole: its tasks and outcomes may name it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PayloadPut {
+    pub at_us: u64,
+    pub job: JobId,
+    pub hash: ContentHash,
+    pub len: u64,
+    /// Its pieces, each of `PIECE_BYTES` but the last.
+    pub blobs: Vec<BlobRef>,
+}
+
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -359,6 +371,7 @@ records! {
     13 TokenAdded Ordinary,
     14 TokenRevoked Outcome,
     15 TasksHanded Outcome,
+    16 PayloadPut Outcome,
 }
 
 impl Record {

@@ -134,6 +134,8 @@ impl Broker {
             out.extend(job.pieces.iter().map(|piece| (job.id, piece.blob.segment)));
             let chunks = job.ended.chunks().iter().filter(|chunk| chunk.blob.len > 0);
             out.extend(chunks.map(|chunk| (job.id, chunk.blob.segment)));
+            let pieces = job.large.values().flat_map(|large| &large.blobs);
+            out.extend(pieces.map(|blob| (job.id, blob.segment)));
         }
         out.into_iter().collect()
     }

@@ -3,13 +3,16 @@
 use crate::broker::{Broker, Then, Turn};
 use crate::io::Effect;
 use crate::live::Run;
+use crate::payloads::{Pull, Wanted};
 use crate::ready::Ready;
 use crate::record::{EpochGranted, RelayEnded};
 use pf_link::{Event, Out};
-use pf_protocol::message::{Confirm, Credit, Hello, Message, Refuse, Release, Started, Welcome, Who};
+use pf_protocol::message::{
+    Confirm, Credit, Hello, Message, Refuse, Release, Started, VERSION_MAX, Welcome, Who,
+};
 use pf_protocol::report::EndpointReport;
 use pf_protocol::{EndpointId, Epoch, JobId, Micros, Ranges};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A connection that was accepted.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Link {
     pub host: String,
     pub pid: u32,
     pub phase: Phase,
+    /// Protocol version of its session.
+    pub version: u16,
     pub credit: Credit,
     pub sent_tasks: u64,
     pub sent_bytes: u64,
@@ -46,6 +51,15 @@ pub(crate) struct Link {
     pub defined: BTreeSet<JobId>,
     /// Pages of what it holds, so far.
     pub holding: BTreeMap<JobId, Ranges>,
+    /// Pieces of items that it wants and does not have, in order.
+    pub wants: VecDeque<Wanted>,
+    /// Pieces of values that it is to send and has not sent.
+    pub pieces_due: usize,
+    /// Outcomes whose values are pulled from it before they are recorded, in the order in which they came.
+    pub pulls: VecDeque<Pull>,
+    /// Number of the last message of outcomes that was taken, and that was confirmed or will be when it is synced.
+    pub taken_upto: u64,
+    pub confirmed_upto: u64,
 }
 
 /// A relay that was there a moment ago.
@@ -147,7 +161,7 @@ impl Broker {
         if live.link.as_ref().is_some_and(|link| link.conn == conn && link.phase == Phase::Granting) {
             return;
         }
-        let Hello { incarnation, host, pid, .. } = hello;
+        let Hello { incarnation, host, pid, version_max, .. } = hello;
         live.gone = None;
         live.link = Some(Link {
             conn,
@@ -155,11 +169,17 @@ impl Broker {
             host: host.clone(),
             pid,
             phase: Phase::Granting,
+            version: version_max.min(VERSION_MAX),
             credit: Credit::default(),
             sent_tasks: 0,
             sent_bytes: 0,
             defined: BTreeSet::new(),
             holding: BTreeMap::new(),
+            wants: VecDeque::new(),
+            pieces_due: 0,
+            pulls: VecDeque::new(),
+            taken_upto: 0,
+            confirmed_upto: 0,
         });
         if let Some(epoch) = epoch {
             let granted = EpochGranted { at_us: turn.at_us, endpoint, epoch, incarnation, host, pid };
@@ -305,6 +325,8 @@ impl Broker {
                 }
             }
             Message::Answer(answer) => self.on_answer(conn, answer, turn),
+            Message::Want(want) => self.on_want(conn, endpoint, want, turn),
+            Message::Piece(piece) => self.on_piece(conn, endpoint, piece, turn),
             other => {
                 let message = format!("a relay does not send {}", other.name());
                 self.refuse_link(conn, refuse("unexpected", message, true), turn);

@@ -7,6 +7,7 @@ use pf_protocol::api::{
 };
 use pf_protocol::job::{Function, JobSpec};
 use pf_protocol::message::{AnswerWhat, AskWhat};
+use pf_protocol::payload::PayloadRef;
 use pf_protocol::{BlobRef, BlockId, ContentHash, FunctionId, JobId, JobKey, Micros, OwnerId};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ pub struct Caller {
 pub struct Tasks {
     /// How many.
     pub count: u32,
-    /// Length of each item; empty when no task has one.
+    /// Length of each item, marked where it is only named; empty when no task has one.
     pub lens: Vec<u32>,
     /// The items, one after another.
     pub blob: Bytes,
@@ -54,6 +55,24 @@ pub enum Request {
         first: u32,
         /// The tasks.
         tasks: Tasks,
+    },
+    /// The next piece of a payload that is too large for a batch → [`Reply::PieceTaken`]. With its last piece it may be named by tasks.
+    PutPiece {
+        /// The job that will name it.
+        job: JobId,
+        /// The payload.
+        payload: PayloadRef,
+        /// Where the piece begins; 0 begins anew.
+        offset: u64,
+        /// [`pf_protocol::limits::PIECE_BYTES`] of it, fewer at the end.
+        bytes: Bytes,
+    },
+    /// Where a large payload of a job lies → [`Reply::Payload`].
+    Payload {
+        /// The job.
+        job: JobId,
+        /// Its hash.
+        hash: ContentHash,
     },
     /// No more tasks → [`Reply::Appended`].
     Close {
@@ -255,6 +274,18 @@ pub enum Reply {
     Submitted(SubmitReply),
     /// Tasks are appended, or the job is closed.
     Appended(AppendReply),
+    /// A piece is taken; whether the payload is whole.
+    PieceTaken {
+        /// The next piece begins there; the payload's length if it is whole.
+        upto: u64,
+    },
+    /// A large payload: its length, and its pieces one after another.
+    Payload {
+        /// Bytes.
+        len: u64,
+        /// Where they lie.
+        blobs: Vec<BlobRef>,
+    },
     /// See the fields.
     Cancelled(CancelReply),
     /// One job with everything.
@@ -313,6 +344,8 @@ pub struct TaskView {
     pub row: TaskRow,
     /// Where its value lies (with `len` 0: it is empty); None if it has not ended.
     pub value: Option<BlobRef>,
+    /// Whether what lies there only names the value: [`Request::Payload`] finds it.
+    pub is_large: bool,
     /// Where the details of its chunk lie and its number among them; None if there are none.
     pub detail: Option<(BlobRef, u32)>,
 }
@@ -332,6 +365,8 @@ pub enum Code {
     UnknownFunction,
     /// No such endpoint.
     UnknownEndpoint,
+    /// A task names a payload that was not put.
+    UnknownPayload,
     /// No such token.
     UnknownToken,
     /// Against what is there already.
@@ -367,6 +402,7 @@ impl Code {
             Code::UnknownTask => "unknown_task",
             Code::UnknownFunction => "unknown_function",
             Code::UnknownEndpoint => "unknown_endpoint",
+            Code::UnknownPayload => "unknown_payload",
             Code::UnknownToken => "unknown_token",
             Code::Conflict => "conflict",
             Code::TooLarge => "too_large",
@@ -391,6 +427,7 @@ impl Code {
             | Code::UnknownTask
             | Code::UnknownFunction
             | Code::UnknownEndpoint
+            | Code::UnknownPayload
             | Code::UnknownToken => 404,
             Code::Conflict => 409,
             Code::TooLarge => 413,

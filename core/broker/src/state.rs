@@ -1,7 +1,7 @@
 //! All that the log says, and the one function by which a record changes it: live and in replay alike. No clock, no links.
 
 use crate::ended::{Chunk, Row};
-use crate::job::{CancelIntent, Job};
+use crate::job::{CancelIntent, Job, Large};
 use crate::limits::{FENCED_MAX, NODES_MAX};
 use crate::record::{
     AttemptsFailed, Cancelled, EndedPart, EndpointPut, EpochGranted, FunctionPut, JobSubmitted, Record,
@@ -205,6 +205,11 @@ impl State {
                 job.handed.union_with(&body.tasks);
                 Ok(())
             }
+            Record::PayloadPut(body) => {
+                let job = self.jobs.get_mut(&body.job).ok_or_else(|| wrong(body.job.to_string(), NO_JOB))?;
+                job.large.insert(body.hash, Large { len: body.len, blobs: body.blobs.clone() });
+                Ok(())
+            }
             Record::TokenRevoked(body) => {
                 self.tokens.remove(&(body.owner, body.name.clone()));
                 Ok(())
@@ -235,6 +240,7 @@ impl State {
             cancelled: 0,
             cancel: CancelIntent::default(),
             history: BTreeMap::new(),
+            large: BTreeMap::new(),
             handed: Ranges::new(),
             errors: BTreeMap::new(),
             times: pf_protocol::api::Times::default(),

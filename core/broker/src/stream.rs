@@ -4,6 +4,7 @@
 use crate::requests::TaskView;
 use bytes::Bytes;
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran, Usage};
+use pf_protocol::payload::held;
 use pf_protocol::{AttemptId, BlobRef, JobId};
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,7 @@ pub struct StreamRow {
     pub held_us: u32,
     /// Ran, microseconds, saturated.
     pub ran_us: u32,
-    /// Length of its value.
+    /// Length of its value, marked if it is only named.
     pub value_len: u32,
     /// Attempts that failed or were lost before.
     pub attempts_before: u32,
@@ -95,7 +96,7 @@ impl StreamPart {
         let mut at = 0usize;
         let mut out = Vec::with_capacity(self.rows.len());
         for row in &self.rows {
-            let end = at.checked_add(row.value_len as usize).filter(|end| *end <= values.len())?;
+            let end = at.checked_add(held(row.value_len)).filter(|end| *end <= values.len())?;
             out.push((*row, values.slice(at..end)));
             at = end;
         }

@@ -6,6 +6,7 @@ use crate::job::Job;
 use crate::limits::{STREAM_BYTES_MAX, STREAM_ROWS_MAX, SUBSCRIPTIONS_MAX};
 use crate::requests::{Caller, Code, Refusal, Reply, StreamOf};
 use crate::stream::{StreamBatch, StreamPart, StreamRow};
+use pf_protocol::payload::held;
 use pf_protocol::{BlobRef, JobId, OwnerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -172,15 +173,16 @@ impl Broker {
             (batch.seq + 1).saturating_sub(chunk.first_seq).min(u64::from(rows.end - rows.start)) as u32;
         let most = (rows.end - rows.start - skip).min(room.0 as u32);
         let before = job.ended.rows_from(rows.start).take(skip as usize);
-        let offset: u32 = before.map(|row| row.value_len).sum();
+        let offset: u32 = before.map(|row| held(row.value_len) as u32).sum();
         let mut bytes = 0u32;
         let mut out = Vec::with_capacity(most as usize);
         for row in job.ended.rows_from(rows.start + skip).take(most as usize) {
             let is_first = batch.parts.is_empty() && out.is_empty();
-            if bytes as usize + row.value_len as usize > room.1 && !is_first {
+            let here = held(row.value_len);
+            if bytes as usize + here > room.1 && !is_first {
                 break;
             }
-            bytes += row.value_len;
+            bytes += here as u32;
             out.push(StreamRow {
                 index: row.index,
                 label: job.spec.array.label(row.index),

@@ -1,13 +1,17 @@
 //! Whether what a client asks can be done at all: each refusal says what is wrong with which field, and what to do.
 
-use crate::limits::{AFTER_MAX, LABELS_MAX};
+use crate::job::Large;
+use crate::limits::{AFTER_MAX, ARGUMENT_BYTES_MAX, LABELS_MAX};
 use crate::requests::{Code, Refusal, Tasks};
+use pf_protocol::ContentHash;
 use pf_protocol::job::{Body, JobSpec};
 use pf_protocol::limits::{
-    APPEND_TASKS_MAX, COMMAND_BYTES_MAX, JOB_TASKS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX, PAYLOAD_BYTES_MAX,
+    APPEND_TASKS_MAX, COMMAND_BYTES_MAX, INLINE_BYTES_MAX, JOB_TASKS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX,
     SIGNAL_MAX,
 };
+use pf_protocol::payload::{PayloadRef, held, held_sum, is_large, refs};
 use pf_protocol::resources::{NodeCapacity, Resources};
+use std::collections::BTreeMap;
 
 fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::BadRequest, message)
@@ -128,8 +132,13 @@ fn body(spec: &JobSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Tasks of a submit or an append, to be added to `total` others.
-pub(crate) fn tasks(spec: &JobSpec, total: u32, tasks: &Tasks) -> Result<(), Refusal> {
+/// Tasks of a submit or an append, to be added to `total` others. `known`: the large payloads that they may name.
+pub(crate) fn tasks(
+    spec: &JobSpec,
+    total: u32,
+    tasks: &Tasks,
+    known: &BTreeMap<ContentHash, Large>,
+) -> Result<(), Refusal> {
     let count = tasks.count;
     let has_items = !tasks.lens.is_empty();
     if has_items && tasks.lens.len() != count as usize {
@@ -152,14 +161,41 @@ pub(crate) fn tasks(spec: &JobSpec, total: u32, tasks: &Tasks) -> Result<(), Ref
             format!("the job would have {} tasks, {most} are the limit", u64::from(total) + u64::from(count));
         return Err(Refusal::new(Code::TooLarge, message));
     }
-    if let Some((at, len)) = tasks.lens.iter().enumerate().find(|(_, len)| **len as usize > PAYLOAD_BYTES_MAX)
-    {
-        let message = format!("item {at} has {len} bytes, {PAYLOAD_BYTES_MAX} are the limit");
-        return Err(Refusal::new(Code::TooLarge, message).hint("write it to a file and pass the path"));
-    }
-    let bytes: u64 = tasks.lens.iter().map(|len| u64::from(*len)).sum();
+    let bytes = held_sum(&tasks.lens);
     if bytes != tasks.blob.len() as u64 {
         return Err(bad(format!("the items' lengths add up to {bytes} bytes, {} came", tasks.blob.len())));
+    }
+    items(spec, tasks)?;
+    let named = refs(&tasks.lens, &tasks.blob)
+        .ok_or_else(|| bad("an item is marked as large, but names no payload"))?;
+    let is_known = |name: &&PayloadRef| known.get(&name.hash).is_some_and(|large| large.len == name.len);
+    match named.iter().find(|name| !is_known(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("payload {} of {} bytes was not put for this job", name.hash, name.len);
+            Err(Refusal::new(Code::UnknownPayload, message)
+                .hint("put it first, then append the tasks that name it"))
+        }
+    }
+}
+
+/// The size of each item.
+fn items(spec: &JobSpec, tasks: &Tasks) -> Result<(), Refusal> {
+    let is_argument = matches!(&spec.body, Body::Command(command) if !command.item_on_stdin);
+    for (at, len) in tasks.lens.iter().enumerate() {
+        let (bytes, large) = (held(*len), is_large(*len));
+        if is_argument && (large || bytes > ARGUMENT_BYTES_MAX) {
+            let what = if large { "is a large payload".into() } else { format!("has {bytes} bytes") };
+            let message = format!("item {at} {what}, a command's argument may have {ARGUMENT_BYTES_MAX}");
+            return Err(
+                Refusal::new(Code::TooLarge, message).hint("feed items to standard input, or pass paths")
+            );
+        }
+        if bytes > INLINE_BYTES_MAX {
+            let message = format!("item {at} has {bytes} bytes, {INLINE_BYTES_MAX} may lie in a request");
+            return Err(Refusal::new(Code::TooLarge, message)
+                .hint("put it as a payload of the job first (PUT /v1/jobs/JOB/payloads/HASH)"));
+        }
     }
     Ok(())
 }
@@ -227,13 +263,13 @@ mod tests {
     fn tasks_must_add_up() {
         let refused = |count, lens: &[u32], blob: &'static [u8]| {
             let given = Tasks { count, lens: lens.to_vec(), blob: Bytes::from_static(blob) };
-            tasks(&command(), 0, &given).err().map(|r| r.code)
+            tasks(&command(), 0, &given, &BTreeMap::new()).err().map(|r| r.code)
         };
         assert_eq!(refused(2, &[1, 2], b"abc"), None);
         assert_eq!(refused(1_000_000, &[], b""), None);
         assert_eq!(refused(2, &[1], b"a"), Some(Code::BadRequest));
         assert_eq!(refused(2, &[1, 2], b"ab"), Some(Code::BadRequest));
-        assert_eq!(refused(1, &[9 << 20], b""), Some(Code::TooLarge));
+        assert_eq!(refused(1, &[200 << 10], &[0; 200 << 10]), Some(Code::TooLarge));
         assert_eq!(refused(JOB_TASKS_MAX + 1, &[], b""), Some(Code::TooLarge));
     }
 

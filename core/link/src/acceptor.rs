@@ -24,6 +24,8 @@ enum Peer {
 pub struct Acceptor {
     timing: Timing,
     seed: u64,
+    /// Highest version that is agreed to.
+    version_max: u16,
     sessions: u64,
     peers: BTreeMap<u64, Peer>,
     /// `(deadline, conn)` of sessions that are up, coarse: a deadline that moved later is found when it fires.
@@ -38,10 +40,22 @@ impl Acceptor {
         Acceptor {
             timing,
             seed,
+            version_max: VERSION_MAX,
             sessions: 0,
             peers: BTreeMap::new(),
             deadlines: std::collections::BTreeSet::new(),
         }
+    }
+
+    /// Agrees to no higher version than this from now on, in sessions that begin.
+    pub fn limit_version(&mut self, most: u16) {
+        self.version_max = most.clamp(VERSION_MIN, VERSION_MAX);
+    }
+
+    /// The highest version that is agreed to.
+    #[must_use]
+    pub fn version_max(&self) -> u16 {
+        self.version_max
     }
 
     /// Takes a frame.
@@ -61,7 +75,7 @@ impl Acceptor {
             if let Some(Peer::Up(_)) = self.peers.remove(&conn) {
                 events.push(Event::Down { conn, reason: "the peer began anew".into(), done: false });
             }
-            let version = hello.version_max.min(VERSION_MAX);
+            let version = hello.version_max.min(self.version_max);
             if version < hello.version_min.max(VERSION_MIN) {
                 let message = format!(
                     "it speaks protocol {} to {}, this side {VERSION_MIN} to {VERSION_MAX}",

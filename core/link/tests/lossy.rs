@@ -197,6 +197,22 @@ fn versions_that_do_not_meet_are_refused_with_both_named() {
 }
 
 #[test]
+fn an_older_version_is_agreed_to_when_one_end_has_no_more() {
+    let agreed = |theirs: u16, ours: u16| {
+        let mut acceptor = Acceptor::new(Timing::default(), 1);
+        acceptor.limit_version(ours);
+        let (mut events, mut out) = (Vec::new(), Vec::new());
+        let bytes = Frame { session: 0, seq: 0, message: Hello { version_max: theirs, ..hello() }.into() };
+        acceptor.on_frame(1, 7, &bytes.encode().unwrap(), &mut events, &mut out);
+        assert!(acceptor.welcome(1, 7, welcome(Timing::default()), &mut out));
+        let Some(Out::Frame { bytes, .. }) = out.pop() else { panic!("no answer") };
+        let Message::Welcome(welcome) = Frame::decode(&bytes).unwrap().message else { panic!("no welcome") };
+        welcome.version
+    };
+    assert_eq!([agreed(2, 2), agreed(1, 2), agreed(2, 1), agreed(9, 9)], [2, 1, 1, 2]);
+}
+
+#[test]
 fn garbage_ends_the_session_and_a_new_one_begins() {
     let mut pair = Pair::new();
     pair.settle();

@@ -137,6 +137,8 @@ pub enum Effect {
         slot: u32,
         /// The job.
         job: Arc<JobDef>,
+        /// Whether it may leave large values in files and only name them.
+        large: bool,
     },
     /// Give a worker tasks.
     WorkerTasks {
@@ -189,6 +191,8 @@ pub struct StartCommand {
     pub index: u32,
     /// The task's item; empty if it has none.
     pub item: Bytes,
+    /// Whether `item` only names the payload, which is in a file.
+    pub is_large: bool,
     /// Hardware threads to be bound to (OS index); empty: not bound.
     pub pus: Vec<u32>,
     /// GPUs, as positions in [`crate::NodeShape::gpus`].
@@ -223,6 +227,8 @@ pub struct WorkerTask {
     pub index: u32,
     /// Arguments, opaque.
     pub item: Bytes,
+    /// Whether `item` only names the payload, which is in a file.
+    pub is_large: bool,
 }
 
 /// An answer of a worker.
@@ -236,6 +242,8 @@ pub struct WorkerAnswer {
     pub ran_us: u32,
     /// Its value.
     pub value: Bytes,
+    /// Whether `value` only names the payload, which is in a file.
+    pub is_large: bool,
     /// What failed.
     pub error: Option<Box<ErrorDetail>>,
 }

@@ -277,6 +277,8 @@ pub struct Limits {
     pub append_tasks_max: u32,
     /// Bytes of one item or result.
     pub payload_bytes_max: usize,
+    /// Bytes of an item that may lie in a request; larger ones are put before as payloads of their job.
+    pub inline_bytes_max: usize,
     /// Bytes of one request.
     pub request_bytes_max: usize,
 }
@@ -287,6 +289,7 @@ impl Limits {
         job_tasks_max: crate::limits::JOB_TASKS_MAX,
         append_tasks_max: crate::limits::APPEND_TASKS_MAX,
         payload_bytes_max: crate::limits::PAYLOAD_BYTES_MAX,
+        inline_bytes_max: crate::limits::INLINE_BYTES_MAX,
         request_bytes_max: crate::limits::REQUEST_BYTES_MAX,
     };
 }

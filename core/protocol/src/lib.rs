@@ -11,6 +11,7 @@ pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod outlog;
+pub mod payload;
 pub mod ranges;
 pub mod report;
 pub mod resources;

@@ -1,10 +1,21 @@
 //! Every named maximum of what travels, with its reason. The crates have a file of this name for what is only theirs.
 
-/// Largest frame. Batches stop well below it; a larger frame is an error of the peer. Equals ZMQ_MAXMSGSIZE.
+/// Largest frame. Batches stop well below it; a larger frame is an error of the peer. Equals ZMQ_MAXMSGSIZE. Protocol 1 puts values of up to
+/// 8 MiB into a frame; when it is spoken no more, this can fall to a batch and its headers.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
-/// Largest single item or result that is taken at all. Files are the way for more.
-pub const PAYLOAD_BYTES_MAX: usize = 8 << 20;
+/// Largest item or value that lies in a batch. What is larger is named there and pulled in pieces.
+pub const INLINE_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of a piece of a large payload; only the last one is shorter. On a link of 1 Gbit/s a heartbeat waits 2 ms behind it.
+pub const PIECE_BYTES: usize = 256 << 10;
+
+/// Largest single item or result that is taken at all: what a client and a worker hold in memory at once. Files are the way for more.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+
+/// Pieces that a relay may want and not have at a time, over all payloads; the same for a broker: hides the round trip and a disk, and is
+/// what either holds in memory of all that moves.
+pub const WANTS_MAX: usize = 16;
 
 /// Tasks in one message: keeps a core call near a millisecond at 100 ns a task.
 pub const BATCH_TASKS_MAX: usize = 4_096;

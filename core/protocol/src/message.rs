@@ -2,7 +2,7 @@
 //!
 //! Directions: broker ↔ relay, relay ↔ manager, relay ↔ pilot. Clients speak HTTP ([`crate::api`]), not this.
 
-use crate::ids::{AttemptId, BlockId, Epoch, JobId, ManagerId, TaskId};
+use crate::ids::{AttemptId, BlockId, ContentHash, Epoch, JobId, ManagerId, TaskId};
 use crate::job::JobDef;
 use crate::outcome::OutcomeBatch;
 use crate::ranges::Ranges;
@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 /// Lowest protocol version that this build speaks.
 pub const VERSION_MIN: u16 = 1;
 /// Highest protocol version that this build speaks.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// From this version on a batch may name large payloads in place of their bytes ([`crate::payload`]), and [`Want`] and [`Piece`] are known.
+pub const VERSION_LARGE: u16 = 2;
 
 /// Jobs, before their first task in this session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ pub struct TaskBatch {
     pub tasks: Ranges,
     /// How often each of them lost its manager under it before (suspects travel in batches of their own).
     pub lost: u32,
-    /// Length of each item; empty when the job's tasks have none.
+    /// Length of each item, with [`LARGE`](crate::payload::LARGE) where it is only named; empty when the job's tasks have none.
     pub lens: Vec<u32>,
     /// The items, one after another.
     pub blob: Bytes,
@@ -256,7 +258,7 @@ pub struct AttemptBatch {
     pub first: AttemptId,
     /// Positions.
     pub tasks: Ranges,
-    /// Length of each item; empty when the job's tasks have none.
+    /// Length of each item, with [`LARGE`](crate::payload::LARGE) where it is only named; empty when the job's tasks have none.
     pub lens: Vec<u32>,
     /// The items.
     pub blob: Bytes,
@@ -358,6 +360,32 @@ pub struct PilotReport {
     pub ended: Vec<(u16, String)>,
 }
 
+/// Send me a piece of a large payload. Relay → broker for an item of a task, broker → relay for the value of one. Answered by [`Piece`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The job whose payload it is.
+    pub job: JobId,
+    /// Its hash.
+    pub hash: ContentHash,
+    /// Where the piece begins, bytes; a multiple of [`crate::limits::PIECE_BYTES`].
+    pub offset: u64,
+}
+
+/// A piece of a large payload, as it was wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The job whose payload it is.
+    pub job: JobId,
+    /// Its hash.
+    pub hash: ContentHash,
+    /// Where the piece begins, bytes.
+    pub offset: u64,
+    /// The bytes: [`crate::limits::PIECE_BYTES`] of them, fewer at the end.
+    pub bytes: Bytes,
+    /// Why there are none, for people; empty if there are some.
+    pub fault: String,
+}
+
 macro_rules! messages {
     ($($(#[$meta:meta])* $number:literal $name:ident $form:ident,)*) => {
         /// Any message of a link.
@@ -429,4 +457,6 @@ messages! {
     37 Drain cold,
     38 Load cold,
     39 PilotReport cold,
+    40 Want hot,
+    41 Piece hot,
 }

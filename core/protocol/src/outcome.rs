@@ -1,6 +1,7 @@
 //! Outcomes: how tasks and attempts end.
 
 use crate::ids::{AttemptId, JobId, ManagerId, TaskId};
+use crate::payload;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -189,7 +190,8 @@ pub struct Outcome {
     pub held_us: u64,
     /// From start to end, microseconds, on the manager's clock.
     pub ran_us: u64,
-    /// Length of its value in the batch's blob. A Python `None` and a command's success have an empty value.
+    /// Length of its value in the batch's blob, or with [`LARGE`](crate::payload::LARGE) of what names it there. A Python `None` and a command's
+    /// success have an empty value.
     pub value_len: u32,
     /// What failed; None for success. Boxed since nearly all outcomes have none.
     pub error: Option<Box<ErrorDetail>>,
@@ -198,6 +200,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What it takes of a batch or of memory: its value, its texts, and what it costs beside them.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        const OUTCOME_BYTES: usize = 96;
+        let texts = self.error.as_ref().map_or(0, |e| {
+            let long = [&e.traceback, &e.stderr_tail, &e.hint].into_iter().flatten().map(String::len);
+            e.message.len() + long.sum::<usize>()
+        });
+        OUTCOME_BYTES + payload::held(self.value_len) + texts
+    }
+
     /// The task.
     #[must_use]
     pub fn task(&self) -> TaskId {
@@ -227,7 +240,7 @@ impl OutcomeBatch {
         let mut at = 0usize;
         let mut out = Vec::with_capacity(self.outcomes.len());
         for outcome in &self.outcomes {
-            let end = at.checked_add(outcome.value_len as usize)?;
+            let end = at.checked_add(payload::held(outcome.value_len))?;
             if end > self.blob.len() {
                 return None;
             }

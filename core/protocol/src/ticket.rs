@@ -35,6 +35,9 @@ pub struct Ticket {
     pub output_dir: String,
     /// Node-local folder for sockets and scratch; probed, else the system's temporary folder.
     pub local_dir: Option<String>,
+    /// Folder of large payloads on the shared place; None from a relay that knows of none.
+    #[serde(default)]
+    pub payloads_dir: Option<String>,
     /// Folder below which attempts get work directories.
     pub work_dir: String,
     /// The Python interpreter of the endpoint.

@@ -176,6 +176,15 @@ fn messages() -> Vec<Message> {
         Drain { epoch: Epoch(2), reason: "idle".into(), grace_ms: 0 }.into(),
         Load { load: ManagerReport { manager: "b3/0".into(), running: 1, ..Default::default() } }.into(),
         PilotReport { walltime_left_ms: 1, ended: vec![(0, "exit 1".into())] }.into(),
+        Want { job: JobId(7), hash: ContentHash([6; 32]), offset: 262_144 }.into(),
+        Piece {
+            job: JobId(7),
+            hash: ContentHash([6; 32]),
+            offset: 262_144,
+            bytes: Bytes::from_static(b"rest"),
+            fault: String::new(),
+        }
+        .into(),
     ]
 }
 
@@ -197,7 +206,7 @@ fn every_message_is_pinned() {
         }
         text.push('\n');
     }
-    assert_eq!(kinds.len(), 29, "a message is missing from this test");
+    assert_eq!(kinds.len(), 31, "a message is missing from this test");
     insta::assert_snapshot!(text);
 }
 

@@ -2,6 +2,7 @@
 
 use crate::io::Effect;
 use crate::limits::{CREDIT_TASKS_MIN, CREDIT_WORK_US};
+use crate::outbox::Confirmed;
 use crate::queue::{Chunk, Job};
 use crate::relay::Relay;
 use pf_protocol::limits::{LIST_ITEMS_MAX, RELAY_TASKS_MAX};
@@ -21,6 +22,8 @@ impl Relay {
         self.epoch = welcome.epoch;
         self.endpoint = welcome.endpoint;
         self.broker.hello_mut().epoch_seen = welcome.epoch;
+        // What a broker of an older version would not understand must not come from managers either.
+        self.managers_link.limit_version(welcome.version);
         if changed {
             let blocks = self.blocks.live_records();
             self.effects.push(Effect::RefreshTickets {
@@ -57,10 +60,12 @@ impl Relay {
             }
             Message::Assign(assign) => self.on_assign(assign),
             Message::Confirm(Confirm { upto }) => {
-                for (manager, seq) in self.outbox.confirm(upto) {
-                    self.confirms.insert(manager, seq);
-                }
+                let Confirmed { managers, values } = self.outbox.confirm(upto);
+                self.confirms.extend(managers);
+                values.into_iter().for_each(|key| self.value_confirmed(key));
             }
+            Message::Piece(piece) => self.on_item_piece(piece),
+            Message::Want(want) => self.on_value_want(want),
             Message::Cancel(cancel) => self.cancel(cancel.job, &cancel.tasks, cancel.kill),
             Message::Release(release) => self.on_release(&release),
             Message::Unfinished(page) => self.on_unfinished(page),
@@ -122,13 +127,18 @@ impl Relay {
         }
     }
 
-    /// Puts tasks into the queue of their job.
+    /// Puts tasks into the queue of their job, or aside until the payloads that their items name are here.
     pub(crate) fn enqueue(&mut self, id: JobId, chunk: Chunk, front: bool) {
-        let job = self.jobs.entry(id).or_insert_with(Job::new);
         self.report_dirty = true;
-        self.waiting_bytes += chunk.blob.len() as u64;
-        self.classes.all[job.class].waiting += chunk.len();
-        job.push(chunk, front);
+        for part in chunk.split_named() {
+            let named = part.names().first().copied();
+            let is_here = named.is_none_or(|name| self.stage(id, name));
+            let job = self.jobs.entry(id).or_insert_with(Job::new);
+            job.names_payloads |= named.is_some();
+            self.waiting_bytes += part.blob.len() as u64;
+            self.classes.all[job.class].waiting += part.len();
+            if is_here { job.push(part, front) } else { job.fetch(part) }
+        }
         self.make_ready(id);
     }
 
@@ -216,6 +226,7 @@ impl Relay {
                 self.retire(*id);
             }
         }
+        self.drop_payloads_of(&release.jobs);
         let told: Vec<(u64, Vec<JobId>)> = self
             .managers
             .values_mut()
@@ -333,7 +344,7 @@ impl Relay {
     /// Whether the task is here and not over.
     fn holds(&self, task: pf_protocol::TaskId) -> bool {
         let Some(job) = self.jobs.get(&task.job) else { return false };
-        let waits = job.waiting.iter().chain(&job.suspects).any(|c| c.tasks.contains(task.index));
+        let waits = job.chunks().any(|c| c.tasks.contains(task.index));
         waits
             || self
                 .flights

@@ -14,6 +14,7 @@ impl Relay {
         self.each_attempt_is_counted_once();
         self.waiting_is_counted();
         self.credit_is_kept();
+        self.payloads.check();
     }
 
     fn no_slot_is_over_committed(&self) {
@@ -62,7 +63,7 @@ impl Relay {
         let mut by_class: BTreeMap<usize, u64> = BTreeMap::new();
         let mut bytes = 0;
         for (id, job) in &self.jobs {
-            let chunks = || job.waiting.iter().chain(&job.suspects);
+            let chunks = || job.chunks();
             let count: u64 = chunks().map(|c| c.len()).sum();
             assert_eq!(count, job.waiting_count, "waiting_is_counted: {id}");
             bytes += chunks().map(|c| c.blob.len() as u64).sum::<u64>();

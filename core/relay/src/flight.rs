@@ -2,6 +2,7 @@
 
 use crate::queue::Chunk;
 use bytes::Bytes;
+use pf_protocol::payload::{PayloadRef, held, is_large};
 use pf_protocol::{AttemptId, JobId, Micros};
 
 /// Where one attempt is.
@@ -25,10 +26,13 @@ pub(crate) struct Flight {
     /// Resource class that its tasks were counted with.
     pub class: usize,
     pub lost: u32,
+    /// Taken over from an earlier relay: what its items are, the broker knows.
+    pub adopted: bool,
     /// When it was dispatched, or adopted.
     pub since: Micros,
     tasks: Vec<u32>,
-    /// Where each item ends in `blob`; empty if there are none.
+    /// Lengths of the items, and where each ends in `blob`; empty if there are none.
+    lens: Vec<u32>,
     ends: Vec<u32>,
     blob: Bytes,
     states: Vec<State>,
@@ -46,13 +50,27 @@ impl Flight {
     ) -> Flight {
         let tasks: Vec<u32> = chunk.tasks.iter().collect();
         let ends = chunk.lens().iter().scan(0u32, |at, len| {
-            *at += len;
+            *at += held(*len) as u32;
             Some(*at)
         });
         let states = vec![State::Placed; tasks.len()];
         let live = tasks.len() as u32;
-        let (ends, blob) = (ends.collect(), chunk.blob.clone());
-        Flight { job, manager, first, class, lost: chunk.lost, since, tasks, ends, blob, states, live }
+        let (ends, lens, blob) = (ends.collect(), chunk.lens().to_vec(), chunk.blob.clone());
+        Flight {
+            job,
+            manager,
+            first,
+            class,
+            lost: chunk.lost,
+            adopted: false,
+            since,
+            tasks,
+            lens,
+            ends,
+            blob,
+            states,
+            live,
+        }
     }
 
     /// Attempts that are not over.
@@ -104,14 +122,20 @@ impl Flight {
 
     /// The task as something that waits again.
     pub fn chunk(&self, place: usize) -> Chunk {
-        let has_items = !self.ends.is_empty();
-        let item = if has_items {
+        let len = self.lens.get(place).copied();
+        let item = if len.is_some() {
             let start = if place == 0 { 0 } else { self.ends[place - 1] as usize };
             self.blob.slice(start..self.ends[place] as usize)
         } else {
             Bytes::new()
         };
-        Chunk::single(self.tasks[place], item, has_items, self.lost)
+        Chunk::single(self.tasks[place], item, len, self.lost)
+    }
+
+    /// The payloads that items of attempts name which are not over.
+    pub fn names(&self) -> impl Iterator<Item = PayloadRef> + '_ {
+        let large = self.live_places().filter(|p| self.lens.get(*p).is_some_and(|len| is_large(*len)));
+        large.flat_map(|place| self.chunk(place).names())
     }
 
     /// Places that are not over, in order.

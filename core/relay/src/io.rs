@@ -6,9 +6,9 @@ use bytes::Bytes;
 use pf_protocol::message::AnswerWhat;
 use pf_protocol::outcome::OutcomeBatch;
 use pf_protocol::report::BlockState;
-use pf_protocol::{BlockId, Epoch, JobId, TaskId};
+use pf_protocol::{BlockId, ContentHash, Epoch, JobId, TaskId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All that the core must be told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,6 +253,28 @@ pub enum Input {
         /// What goes back to the asker.
         what: AnswerWhat,
     },
+    /// Answer to [`Effect::PayloadWrite`].
+    PayloadWritten {
+        /// The job.
+        job: JobId,
+        /// The payload.
+        hash: ContentHash,
+        /// Where the piece begins.
+        offset: u64,
+        /// Or why not.
+        result: Result<(), String>,
+    },
+    /// Answer to [`Effect::PayloadRead`].
+    PayloadRead {
+        /// The job.
+        job: JobId,
+        /// The payload.
+        hash: ContentHash,
+        /// Where the piece begins.
+        offset: u64,
+        /// The piece; or why not.
+        result: Result<Bytes, String>,
+    },
     /// Give back what has not started, end all blocks, exit. (`pf endpoint stop`, the end of `pf run`.)
     Stop {
         /// Do not wait for running tasks.
@@ -350,6 +372,47 @@ pub enum Effect {
     NotYet {
         /// Why, for people.
         reason: String,
+    },
+    /// Write a piece of an item into its file in the payloads' folder. The file gets its name with the last piece.
+    PayloadWrite {
+        /// The job.
+        job: JobId,
+        /// The payload.
+        hash: ContentHash,
+        /// Where the piece begins.
+        offset: u64,
+        /// The piece.
+        bytes: Bytes,
+        /// Whether it is the last one.
+        last: bool,
+    },
+    /// Read a piece of a value from its file.
+    PayloadRead {
+        /// The job.
+        job: JobId,
+        /// The payload.
+        hash: ContentHash,
+        /// Where it begins. At most [`pf_protocol::limits::PIECE_BYTES`] are read.
+        offset: u64,
+    },
+    /// Delete the file of an item or a value.
+    PayloadDrop {
+        /// The job.
+        job: JobId,
+        /// The payload.
+        hash: ContentHash,
+        /// A value, not an item.
+        value: bool,
+    },
+    /// Delete all payload files of these jobs.
+    PayloadsDrop {
+        /// The jobs.
+        jobs: Vec<JobId>,
+    },
+    /// Delete all payload files but those of these jobs: nobody waits for the others.
+    PayloadsKeep {
+        /// The jobs.
+        jobs: BTreeSet<JobId>,
     },
     /// The relay's work is over: end the process (or this node of it).
     Exit {

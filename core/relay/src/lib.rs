@@ -17,6 +17,7 @@ mod loss;
 mod manager;
 mod manager_side;
 mod outbox;
+mod payloads;
 mod place;
 pub mod plan;
 mod quarantine;

@@ -125,6 +125,13 @@ pub const CANCEL_AGAIN_US: u64 = 90_000_000;
 /// After a stop, the broker gets this long to confirm the last outcomes, microseconds.
 pub const STOP_CONFIRM_US: u64 = 30_000_000;
 
+/// Bytes of large items that are staged in the endpoint's folder at a time; one is always taken, however large. Quotas of home folders begin at some
+/// ten GB.
+pub const STAGED_BYTES_MAX: u64 = 4 << 30;
+
+/// Items that are pulled at a time: enough to fill the pieces under way with the smallest of them.
+pub const PULLS_ASIDE_MAX: usize = pf_protocol::limits::WANTS_MAX;
+
 /// Tasks whose reasons are listed one by one in an explanation.
 pub const EXPLAIN_LINES_MAX: usize = 50;
 

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Manager {
     pub id: ManagerId,
     pub node: String,
+    /// Protocol version of its session.
+    pub version: u16,
     pub capacity: NodeCapacity,
     /// None while it is away.
     pub conn: Option<u64>,
@@ -70,6 +72,7 @@ impl Manager {
         Manager {
             id,
             node,
+            version: 0,
             conn: None,
             away_since: 0,
             ends_at: 0,

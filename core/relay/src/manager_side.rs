@@ -6,7 +6,7 @@ use crate::queue::{Chunk, Job};
 use crate::relay::{Peer, Relay};
 use crate::scaling::Accounts;
 use pf_protocol::limits::BATCH_TASKS_MAX;
-use pf_protocol::message::{Confirm, Hello, Inventory, Message, PilotReport, Started, Who};
+use pf_protocol::message::{Confirm, Hello, Inventory, Message, PilotReport, Return, Started, Who};
 use pf_protocol::outcome::{OutcomeBatch, OutcomeKind, Ran};
 use pf_protocol::resources::NodeCapacity;
 use pf_protocol::{AttemptId, BlockId, ManagerId, Ranges, TaskId};
@@ -31,6 +31,11 @@ impl Relay {
         match hello.who {
             Who::Manager { manager, node, capacity, walltime_left_ms } if manager.block == key_of => {
                 self.manager_hello(conn, manager, node, capacity, walltime_left_ms);
+                if let Some(manager) =
+                    self.manager_handles.get(&manager).and_then(|h| self.managers.get_mut(h))
+                {
+                    manager.version = hello.version_max.min(self.managers_link.version_max());
+                }
             }
             Who::Pilot { block, incarnation, nodes, walltime_left_ms, restarts, .. } if block == key_of => {
                 self.see_restarts(block, restarts);
@@ -322,16 +327,18 @@ impl Relay {
         Some((task, state))
     }
 
-    /// An attempt that provably did not start: the task waits again, or ends as cancelled if that was asked.
+    /// An attempt that provably did not start: the task waits again, here or at the broker, or ends as cancelled if that was asked.
     pub(crate) fn wait_again(&mut self, attempt: AttemptId) {
-        let Some(chunk) = self.find(attempt).and_then(|f| f.place(attempt).map(|p| f.chunk(p))) else {
-            return;
-        };
+        let flight = self.find(attempt).and_then(|f| f.place(attempt).map(|p| (f.chunk(p), f.adopted)));
+        let Some((chunk, adopted)) = flight else { return };
         let Some((task, _)) = self.end_attempt(attempt) else { return };
         let cancelled = self.jobs.get(&task.job).is_some_and(|j| j.cancelled.contains(task.index));
         if cancelled {
             self.made_cancelled(task.job, &Ranges::from_range(task.index, 1));
             self.make_ready(task.job);
+        } else if adopted {
+            // Its item is not here. Without a session the broker learns from the next list of what is held.
+            self.tell_broker(Return { jobs: vec![(task.job, Ranges::from_range(task.index, 1))] });
         } else {
             self.enqueue(task.job, chunk, true);
         }
@@ -343,11 +350,13 @@ impl Relay {
         if self.flights.range(..=attempt).next_back().is_some_and(|(_, f)| f.place(attempt).is_some()) {
             return;
         }
-        let chunk = Chunk::single(task.index, bytes::Bytes::new(), false, 0);
+        let chunk = Chunk::single(task.index, bytes::Bytes::new(), None, 0);
         let job = self.jobs.entry(task.job).or_insert_with(Job::new);
         job.placed += 1;
         let class = job.class;
-        self.book(handle, Flight::new(task.job, handle, attempt, class, &chunk, self.now));
+        let mut flight = Flight::new(task.job, handle, attempt, class, &chunk, self.now);
+        flight.adopted = true;
+        self.book(handle, flight);
     }
 
     /// Counts a flight in at its manager. Its job has counted it already.

@@ -1,8 +1,9 @@
 //! Outcomes on their way to the broker: gathered in a turn, kept until the broker confirms, sent again in a new session.
 
 use pf_protocol::limits::{BATCH_BYTES_MAX, BATCH_TASKS_MAX};
-use pf_protocol::outcome::OutcomeBatch;
-use pf_protocol::{JobId, ManagerId};
+use pf_protocol::outcome::{Outcome, OutcomeBatch};
+use pf_protocol::payload::{PayloadRef, is_large};
+use pf_protocol::{ContentHash, JobId, ManagerId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What becomes one `Outcomes` message.
@@ -13,6 +14,21 @@ struct Bundle {
     batches: Vec<OutcomeBatch>,
     tasks: usize,
     bytes: usize,
+}
+
+/// What the broker has now.
+#[derive(Debug, Default)]
+pub(crate) struct Confirmed {
+    /// Of each manager, the highest number of its batches.
+    pub managers: BTreeMap<ManagerId, u64>,
+    /// Values that were only named.
+    pub values: Vec<(JobId, ContentHash)>,
+}
+
+fn named_values(batch: &OutcomeBatch) -> Vec<(JobId, ContentHash)> {
+    let all = batch.with_values().unwrap_or_default();
+    let large = all.into_iter().filter(|(outcome, _)| is_large(outcome.value_len));
+    large.filter_map(|(outcome, value)| Some((outcome.job, PayloadRef::read(&value)?.hash))).collect()
 }
 
 /// See the module.
@@ -30,7 +46,9 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Takes a batch in.
     pub fn push(&mut self, batch: OutcomeBatch) {
-        let (tasks, bytes) = (batch.outcomes.len(), batch.blob.len());
+        let tasks = batch.outcomes.len();
+        // Texts count as values do: a message must fit into a frame.
+        let bytes = batch.outcomes.iter().map(Outcome::cost_bytes).sum::<usize>();
         self.tasks += tasks as u64;
         self.bytes += bytes as u64;
         let open = self.bundles.len() > self.sent;
@@ -68,17 +86,20 @@ impl Outbox {
         self.last_number = 0;
     }
 
-    /// The broker has everything up to `upto`: the highest batch number of each manager in it.
-    pub fn confirm(&mut self, upto: u64) -> BTreeMap<ManagerId, u64> {
-        let mut confirmed = BTreeMap::new();
+    /// The broker has everything up to `upto`.
+    pub fn confirm(&mut self, upto: u64) -> Confirmed {
+        let mut confirmed = Confirmed::default();
         while self.sent > 0 && self.bundles.front().is_some_and(|b| b.number <= upto) {
             let Some(bundle) = self.bundles.pop_front() else { break };
             self.sent -= 1;
             self.tasks -= bundle.tasks as u64;
             self.bytes -= bundle.bytes as u64;
             for batch in bundle.batches.iter().filter(|b| b.seq > 0) {
-                let highest = confirmed.entry(batch.manager).or_insert(0);
+                let highest = confirmed.managers.entry(batch.manager).or_insert(0);
                 *highest = batch.seq.max(*highest);
+                if batch.outcomes.iter().any(|o| is_large(o.value_len)) {
+                    confirmed.values.extend(named_values(batch));
+                }
             }
         }
         confirmed
@@ -105,7 +126,6 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pf_protocol::outcome::Outcome;
 
     fn batch(seq: u64) -> OutcomeBatch {
         OutcomeBatch { seq, outcomes: vec![Outcome::default()], ..OutcomeBatch::default() }
@@ -120,12 +140,12 @@ mod tests {
         outbox.push(batch(3));
         assert_eq!(outbox.next().unwrap().0, 2);
         assert!(outbox.next().is_none());
-        assert_eq!(outbox.confirm(1)[&ManagerId::default()], 2);
+        assert_eq!(outbox.confirm(1).managers[&ManagerId::default()], 2);
         outbox.restart();
-        assert!(outbox.confirm(9).is_empty(), "nothing was sent in this session yet");
+        assert!(outbox.confirm(9).managers.is_empty(), "nothing was sent in this session yet");
         let (number, batches) = outbox.next().unwrap();
         assert_eq!((number, batches[0].seq), (1, 3));
-        assert_eq!(outbox.confirm(1)[&ManagerId::default()], 3);
+        assert_eq!(outbox.confirm(1).managers[&ManagerId::default()], 3);
         assert!(outbox.is_empty() && outbox.task_count() == 0);
     }
 }

@@ -9,7 +9,7 @@ use crate::limits::{
 use crate::queue::Chunk;
 use crate::relay::{ReadyKey, Relay};
 use pf_protocol::limits::{BATCH_BYTES_MAX, BATCH_TASKS_MAX};
-use pf_protocol::message::{AttemptBatch, Define, Dispatch, Recall};
+use pf_protocol::message::{AttemptBatch, Define, Dispatch, Recall, VERSION_LARGE};
 use pf_protocol::{AttemptId, JobId};
 
 /// Tasks that a manager may hold in front of `slots` slots, for a job of this mean run time.
@@ -158,7 +158,8 @@ impl Relay {
         let (Some(job), Some(manager)) = (self.jobs.get_mut(&id), self.managers.get_mut(&handle)) else {
             return 0;
         };
-        if manager.ends_at < self.now.saturating_add(job.time_needed_us()) {
+        let too_old = job.names_payloads && manager.version < VERSION_LARGE;
+        if too_old || manager.ends_at < self.now.saturating_add(job.time_needed_us()) {
             return 0;
         }
         let most = most.min(job.available());

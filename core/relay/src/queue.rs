@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use pf_protocol::job::JobDef;
 use pf_protocol::message::TaskBatch;
-use pf_protocol::{Micros, Ranges};
+use pf_protocol::payload::{PayloadRef, held, held_sum, is_large, refs};
+use pf_protocol::{ContentHash, Micros, Ranges};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 pub(crate) struct Chunk {
     /// Positions, increasing.
     pub tasks: Ranges,
-    /// Lengths of the items; empty if there are none.
+    /// Lengths of the items, marked where they are only named; empty if there are none.
     lens: Vec<u32>,
     /// How many of `lens` are used up.
     at: usize,
@@ -23,9 +24,9 @@ pub(crate) struct Chunk {
 impl Chunk {
     /// None when lengths, positions and blob do not agree: a peer's mistake.
     pub fn new(batch: TaskBatch) -> Option<Chunk> {
-        let bytes: u64 = batch.lens.iter().map(|l| u64::from(*l)).sum();
         let fits = batch.lens.is_empty() || batch.lens.len() as u64 == batch.tasks.len();
-        (fits && bytes == batch.blob.len() as u64 && !batch.tasks.is_empty()).then_some(Chunk {
+        let agrees = refs(&batch.lens, &batch.blob).is_some();
+        (fits && agrees && !batch.tasks.is_empty()).then_some(Chunk {
             tasks: batch.tasks,
             lens: batch.lens,
             at: 0,
@@ -34,10 +35,35 @@ impl Chunk {
         })
     }
 
-    /// One task that comes back.
-    pub fn single(index: u32, item: Bytes, has_items: bool, lost: u32) -> Chunk {
-        let lens = if has_items { vec![item.len() as u32] } else { Vec::new() };
-        Chunk { tasks: Ranges::from_range(index, 1), lens, at: 0, blob: item, lost }
+    /// One task that comes back, with the length that its item was told to have.
+    pub fn single(index: u32, item: Bytes, len: Option<u32>, lost: u32) -> Chunk {
+        Chunk {
+            tasks: Ranges::from_range(index, 1),
+            lens: len.into_iter().collect(),
+            at: 0,
+            blob: item,
+            lost,
+        }
+    }
+
+    /// The same tasks in order, those with an item that is only named each for itself: they wait for different payloads.
+    pub fn split_named(mut self) -> Vec<Chunk> {
+        let mut parts = Vec::new();
+        while let Some(at) = self.lens().iter().position(|len| is_large(*len)) {
+            if at > 0 {
+                parts.push(self.take(at as u64));
+            }
+            parts.push(self.take(1));
+        }
+        if self.len() > 0 {
+            parts.push(self);
+        }
+        parts
+    }
+
+    /// The payloads that its items name.
+    pub fn names(&self) -> Vec<PayloadRef> {
+        refs(self.lens(), &self.blob).unwrap_or_default()
     }
 
     pub fn len(&self) -> u64 {
@@ -57,8 +83,7 @@ impl Chunk {
         let count = tasks.len() as usize;
         let lens = self.lens[self.at..self.at + count].to_vec();
         self.at += count;
-        let bytes: usize = lens.iter().map(|l| *l as usize).sum();
-        let blob = self.blob.split_to(bytes);
+        let blob = self.blob.split_to(held_sum(&lens) as usize);
         Chunk { tasks, lens, at: 0, blob, lost: self.lost }
     }
 
@@ -72,7 +97,7 @@ impl Chunk {
             let (mut lens, mut blob) = (Vec::new(), Vec::new());
             let mut at = 0usize;
             for (index, len) in self.tasks.iter().zip(&self.lens[self.at..]) {
-                let end = at + *len as usize;
+                let end = at + held(*len);
                 if !gone.contains(index) {
                     lens.push(*len);
                     blob.extend_from_slice(&self.blob[at..end]);
@@ -97,8 +122,12 @@ pub(crate) struct Job {
     pub waiting: VecDeque<Chunk>,
     /// Tasks that lost a manager before: run one at a time on a manager.
     pub suspects: VecDeque<Chunk>,
-    /// Tasks in `waiting` and `suspects`.
+    /// Tasks, each for itself, that wait for the payload that their item names.
+    fetching: VecDeque<Chunk>,
+    /// Tasks in `waiting`, `suspects` and `fetching`.
     pub waiting_count: u64,
+    /// Whether an item of it ever named a payload.
+    pub names_payloads: bool,
     /// Attempts that have not ended.
     pub placed: u64,
     /// Whether it stands in the ready queue of its class.
@@ -125,7 +154,9 @@ impl Job {
             priority: 0,
             waiting: VecDeque::new(),
             suspects: VecDeque::new(),
+            fetching: VecDeque::new(),
             waiting_count: 0,
+            names_payloads: false,
             placed: 0,
             ready: false,
             cancelled: Ranges::new(),
@@ -142,7 +173,7 @@ impl Job {
     pub fn available(&self) -> u64 {
         let Some(def) = self.def.as_ref().filter(|_| !self.braked) else { return 0 };
         let room = def.spec.max_running.map_or(u64::MAX, |most| u64::from(most).saturating_sub(self.placed));
-        self.waiting_count.min(room)
+        (self.waiting_count - self.fetching.len() as u64).min(room)
     }
 
     pub fn time_needed_us(&self) -> Micros {
@@ -153,6 +184,34 @@ impl Job {
         self.waiting_count += chunk.len();
         let queue = if chunk.lost > 0 { &mut self.suspects } else { &mut self.waiting };
         if front { queue.push_front(chunk) } else { queue.push_back(chunk) }
+    }
+
+    /// Puts a task aside until its payload is there.
+    pub fn fetch(&mut self, chunk: Chunk) {
+        self.waiting_count += chunk.len();
+        self.fetching.push_back(chunk);
+    }
+
+    /// Takes the tasks out that waited for this payload.
+    pub fn staged(&mut self, hash: ContentHash) -> Vec<Chunk> {
+        let all = std::mem::take(&mut self.fetching);
+        let (there, others): (Vec<Chunk>, Vec<Chunk>) =
+            all.into_iter().partition(|chunk| chunk.names().iter().any(|name| name.hash == hash));
+        self.fetching = others.into();
+        self.waiting_count -= there.len() as u64;
+        there
+    }
+
+    /// Positions of the tasks that wait for this payload.
+    pub fn waiting_for(&self, hash: ContentHash) -> impl Iterator<Item = u32> + '_ {
+        let named =
+            self.fetching.iter().filter(move |chunk| chunk.names().iter().any(|name| name.hash == hash));
+        named.flat_map(|chunk| chunk.tasks.iter())
+    }
+
+    /// Everything that waits.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.waiting.iter().chain(&self.suspects).chain(&self.fetching)
     }
 
     /// Up to `most` tasks of one chunk from the front of the queue.
@@ -167,7 +226,7 @@ impl Job {
     /// Takes those of `which` out that wait; how many item bytes went with them.
     pub fn remove_waiting(&mut self, which: &Ranges) -> (Ranges, u64) {
         let (mut gone, mut bytes) = (Ranges::new(), 0u64);
-        for queue in [&mut self.waiting, &mut self.suspects] {
+        for queue in [&mut self.waiting, &mut self.suspects, &mut self.fetching] {
             for chunk in queue.iter_mut() {
                 let before = chunk.blob.len();
                 gone.union_with(&chunk.remove(which));
@@ -181,7 +240,7 @@ impl Job {
 
     /// Positions that wait.
     pub fn waiting_tasks(&self) -> impl Iterator<Item = u32> + '_ {
-        self.waiting.iter().chain(&self.suspects).flat_map(|c| c.tasks.iter())
+        self.chunks().flat_map(|c| c.tasks.iter())
     }
 
     /// Takes a measured mean of `count` runs in.

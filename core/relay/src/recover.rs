@@ -62,6 +62,7 @@ impl Relay {
         self.recovery.unfinished.clear();
         self.credit = Default::default();
         self.outbox.restart();
+        self.pulls_begin_anew();
     }
 
     pub(crate) fn recovery_ends(&mut self) {
@@ -82,6 +83,7 @@ impl Relay {
         if page.last {
             self.recovery.phase = Phase::Waiting;
             self.drop_what_is_finished();
+            self.keep_payloads_of(self.recovery.unfinished.keys().copied().collect());
             self.judge_all();
             self.check_barrier();
         }

@@ -7,6 +7,7 @@ use crate::io::{Config, Effect, Input, Roster};
 use crate::limits::{REPORT_US, SCALE_QUIET_US, SCALE_SOON_US, SCALE_US, STOP_LOOK_US, STRANGERS_MAX};
 use crate::manager::Manager;
 use crate::outbox::Outbox;
+use crate::payloads::Payloads;
 use crate::queue::Job;
 use crate::recover::Recovery;
 use pf_link::{Acceptor, Dialer, Event, Out, Timing};
@@ -64,6 +65,7 @@ pub struct Relay {
     pub(crate) last_attempt: u32,
     pub(crate) waiting_bytes: u64,
     pub(crate) placed_bytes: u64,
+    pub(crate) payloads: Payloads,
     pub(crate) outbox: Outbox,
     pub(crate) confirms: BTreeMap<ManagerId, u64>,
     pub(crate) credit: CreditBook,
@@ -131,6 +133,7 @@ impl Relay {
             last_attempt: 0,
             waiting_bytes: 0,
             placed_bytes: 0,
+            payloads: Payloads::default(),
             outbox: Outbox::default(),
             confirms: BTreeMap::new(),
             credit: CreditBook::default(),
@@ -181,6 +184,12 @@ impl Relay {
             Input::SpoolsRead { block, result } => self.on_spools_read(block, result),
             Input::BlockLog { block, tail } => self.on_block_log(block, tail),
             Input::LogRead { ask, what } => self.answer(ask, what),
+            Input::PayloadWritten { job, hash, offset, result } => {
+                self.on_payload_written((job, hash), offset, result);
+            }
+            Input::PayloadRead { job, hash, offset, result } => {
+                self.on_payload_read((job, hash), offset, result)
+            }
             Input::Stop { kill } => self.begin_stop(kill),
         }
         self.drain_events();
@@ -260,6 +269,7 @@ impl Relay {
             self.bury_the_silent();
             self.check_barrier();
             self.scale();
+            self.sweep_payloads();
             self.go_on_stopping();
         }
     }
@@ -302,6 +312,7 @@ impl Relay {
             self.blocks.soon_after = self.now + SCALE_SOON_US;
             self.scale();
         }
+        self.pull_items();
         self.place();
         self.send_to_managers();
         self.send_to_broker();

@@ -165,6 +165,7 @@ impl Rig {
             dir: text(""),
             output_dir: text("out"),
             local_dir: Some(text("")),
+            payloads_dir: Some(text("payloads")),
             work_dir: text("work"),
             python: python.into(),
             slots: SlotPlan { cores_override: Some(slots), ..SlotPlan::default() },

@@ -97,6 +97,14 @@ fn all() -> Vec<Record> {
         TokenAdded { at_us, owner: OwnerId(1), name: "laptop".into(), hash: ContentHash([6; 32]) }.into(),
         TokenRevoked { at_us, owner: OwnerId(1), name: "laptop".into() }.into(),
         TasksHanded { at_us, job: JobId(7), tasks: Ranges::from_range(2, 5) }.into(),
+        PayloadPut {
+            at_us,
+            job,
+            hash: ContentHash([8; 32]),
+            len: 300_000,
+            blobs: vec![BlobRef { segment: 3, offset: 80, len: 262_144 }],
+        }
+        .into(),
     ]
 }
 

@@ -4,6 +4,7 @@ mod cancel;
 mod golden;
 mod jobs;
 mod outcomes;
+mod payloads;
 mod recovery;
 mod relays;
 mod streams;

@@ -5,7 +5,7 @@ use crate::*;
 use bytes::Bytes;
 use pf_protocol::api::JobState;
 use pf_protocol::job::{JobSpec, OnLost, Retry};
-use pf_protocol::limits::{LOST_ATTEMPTS_MAX, PAYLOAD_BYTES_MAX};
+use pf_protocol::limits::LOST_ATTEMPTS_MAX;
 use pf_protocol::message::{Message, Outcomes, Started, StartedTask};
 use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind, Ran};
 use pf_protocol::*;
@@ -144,18 +144,6 @@ fn too_many_failures_cancel_the_rest() {
 }
 
 #[test]
-fn a_result_over_the_limit_is_an_error() {
-    let mut w = World::new();
-    let conn = w.relay();
-    let job = w.submit(command(), 1);
-    let big = vec![0u8; PAYLOAD_BYTES_MAX + 1];
-    w.report_values(conn, vec![(outcome(job, 0, OutcomeKind::Value), &big)]);
-    let view = w.task(job, 0);
-    assert_eq!((view.row.state.as_str(), view.value.unwrap().len), ("too_large", 0));
-    assert_eq!(view.row.message.as_deref(), Some("its result is larger than 8 MiB"));
-}
-
-#[test]
 fn what_runs_is_shown_and_an_older_attempt_cannot_fail_it() {
     let mut w = World::new();
     let conn = w.relay();
@@ -203,15 +191,15 @@ fn outcomes_that_cannot_be_stored_end_the_session_and_come_again() {
 #[test]
 fn items_that_are_not_in_memory_are_loaded() {
     let mut w = World::new();
-    let item = "x".repeat(1 << 20);
-    let items: Vec<&str> = (0..60).map(|_| item.as_str()).collect();
+    let item = "x".repeat(1 << 16);
+    let items: Vec<&str> = (0..960).map(|_| item.as_str()).collect();
     let job = w.try_submit(command(), World::items(&items), false).unwrap();
     let conn = w.relay();
     assert!(w.loads > 0, "60 MiB are more than the cache");
     let assigned = w.got(conn).assigned();
-    assert_eq!(assigned.iter().map(|b| b.tasks.len()).sum::<u64>(), 60);
-    assert!(assigned.iter().all(|b| b.blob.len() as u64 == b.tasks.len() << 20));
-    assert_eq!(w.counts(job).assigned, 60);
+    assert_eq!(assigned.iter().map(|b| b.tasks.len()).sum::<u64>(), 960);
+    assert!(assigned.iter().all(|b| b.blob.len() as u64 == b.tasks.len() << 16));
+    assert_eq!(w.counts(job).assigned, 960);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Disk {
     pub records: Vec<(RecordHead, Bytes)>,
     pub blobs: Vec<(JobId, Bytes)>,
     pub full: bool,
+    /// What was kept for another job, too.
+    pub kept: Vec<(JobId, BlobRef)>,
 }
 
 impl Blobs for Disk {
@@ -31,6 +33,10 @@ impl Blobs for Disk {
         self.blobs.push((job, Bytes::copy_from_slice(bytes)));
         // Blobs lie 1,000 apart, so that an offset into one is told from another one.
         Ok(BlobRef { segment: self.blobs.len() as u32, offset: 1_000, len: bytes.len() as u32 })
+    }
+
+    fn keep(&mut self, job: JobId, blob: BlobRef) {
+        self.kept.push((job, blob));
     }
 }
 
@@ -90,6 +96,10 @@ pub struct World {
     pub closed: Vec<u64>,
     pub loads: u64,
     pub load_fails: bool,
+    /// Loads are not answered.
+    pub load_waits: bool,
+    /// What relays speak at the most.
+    pub version_max: u16,
     /// Whether appended records are synced at once.
     pub auto_sync: bool,
     ticket: u64,
@@ -128,6 +138,8 @@ impl World {
             closed: Vec::new(),
             loads: 0,
             load_fails: false,
+            load_waits: false,
+            version_max: VERSION_MAX,
             auto_sync: true,
             ticket: 0,
             conn: 0,
@@ -180,6 +192,7 @@ impl World {
             Effect::CloseConn { conn } => self.closed.push(conn),
             Effect::SetTimer { at } if at <= self.now => inputs.push(Input::Timer),
             Effect::SetTimer { .. } => {}
+            Effect::Load { .. } if self.load_waits => {}
             Effect::Load { token, blobs } => {
                 self.loads += 1;
                 let read = blobs.into_iter().map(|blob| self.disk.read(blob)).collect();
@@ -221,7 +234,7 @@ impl World {
             who: Who::Relay { endpoint: "local".into(), takeover },
             incarnation,
             version_min: VERSION_MIN,
-            version_max: VERSION_MAX,
+            version_max: self.version_max,
             epoch_seen: Epoch(0),
             host: "login1".into(),
             pid: incarnation as u32,

@@ -86,6 +86,8 @@ pub(crate) struct Attempt {
     pub job: JobId,
     pub index: u32,
     pub item: Bytes,
+    /// Whether `item` only names the payload.
+    pub is_large: bool,
     pub arrived: Micros,
     /// How many workers died before they told its end.
     pub requeues: u8,

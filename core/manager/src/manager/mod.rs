@@ -62,6 +62,8 @@ pub struct ManagerCore {
     links: Vec<DialEffect>,
     epoch: Epoch,
     lease_us: Micros,
+    /// Whether relay and broker take values that are only named.
+    takes_large: bool,
     /// Whether the link was up when last looked at.
     link_up: bool,
     /// Since when it is down, after it was up once.
@@ -115,6 +117,7 @@ impl ManagerCore {
             links: Vec::new(),
             epoch: config.epoch_seen,
             lease_us: LEASE_MS * 1_000,
+            takes_large: false,
             link_up: false,
             cut_since: Some(now),
             lease_killed: false,
@@ -262,6 +265,11 @@ impl ManagerCore {
 
     /// Ends an attempt with an outcome, and frees nothing: the caller has done that.
     fn end_attempt(&mut self, id: AttemptId, end: AttemptEnd, value: &[u8]) {
+        self.end_attempt_with(id, end, value, false);
+    }
+
+    /// The same with a value that may be only named.
+    fn end_attempt_with(&mut self, id: AttemptId, end: AttemptEnd, value: &[u8], is_large: bool) {
         let Some(attempt) = self.attempts.remove(id) else { return };
         if attempt.ending == Some(attempts::Ending::Dropped) {
             return;
@@ -278,7 +286,7 @@ impl ManagerCore {
             error: end.error,
             usage: end.usage,
         };
-        self.outgoing.push(outcome, value);
+        self.outgoing.push(outcome, value, is_large);
     }
 
     /// Ends an attempt that provably did not start.

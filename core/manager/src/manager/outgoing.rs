@@ -4,11 +4,9 @@ use pf_protocol::limits::{
     BATCH_BYTES_MAX, BATCH_TASKS_MAX, MANAGER_OUTCOME_BYTES_MAX, MANAGER_OUTCOMES_MAX,
 };
 use pf_protocol::outcome::{Outcome, OutcomeBatch};
+use pf_protocol::payload::{LARGE, held};
 use pf_protocol::{AttemptId, ManagerId, TaskId};
 use std::collections::VecDeque;
-
-/// What an outcome costs beside its value and texts, bytes.
-const OUTCOME_BYTES: usize = 96;
 
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -16,6 +14,8 @@ pub(crate) struct Outgoing {
     node: String,
     pending: Vec<Outcome>,
     blob: Vec<u8>,
+    /// What `pending` costs.
+    pending_bytes: usize,
     /// Closed batches that nobody confirmed, by number.
     batches: VecDeque<OutcomeBatch>,
     last_seq: u64,
@@ -33,6 +33,7 @@ impl Outgoing {
             node,
             pending: Vec::new(),
             blob: Vec::new(),
+            pending_bytes: 0,
             batches: VecDeque::new(),
             last_seq: 0,
             sent_upto: 0,
@@ -51,13 +52,16 @@ impl Outgoing {
         self.count >= MANAGER_OUTCOMES_MAX || self.bytes >= MANAGER_OUTCOME_BYTES_MAX
     }
 
-    pub fn push(&mut self, mut outcome: Outcome, value: &[u8]) {
-        outcome.value_len = value.len() as u32;
+    pub fn push(&mut self, mut outcome: Outcome, value: &[u8], is_large: bool) {
+        outcome.value_len = value.len() as u32 | if is_large { LARGE } else { 0 };
+        let cost = outcome.cost_bytes();
         self.count += 1;
-        self.bytes += cost(&outcome);
+        self.bytes += cost;
+        self.pending_bytes += cost;
         self.pending.push(outcome);
         self.blob.extend_from_slice(value);
-        if self.pending.len() >= BATCH_TASKS_MAX || self.blob.len() >= BATCH_BYTES_MAX {
+        // Texts count as values do: a batch must fit into a frame.
+        if self.pending.len() >= BATCH_TASKS_MAX || self.pending_bytes >= BATCH_BYTES_MAX {
             self.close();
         }
     }
@@ -73,6 +77,7 @@ impl Outgoing {
             return;
         }
         self.last_seq += 1;
+        self.pending_bytes = 0;
         self.batches.push_back(OutcomeBatch {
             manager: self.manager,
             node: self.node.clone(),
@@ -100,7 +105,7 @@ impl Outgoing {
         while self.batches.front().is_some_and(|b| b.seq <= upto) {
             if let Some(batch) = self.batches.pop_front() {
                 self.count -= batch.outcomes.len();
-                self.bytes -= batch.outcomes.iter().map(cost).sum::<usize>();
+                self.bytes -= batch.outcomes.iter().map(Outcome::cost_bytes).sum::<usize>();
             }
         }
     }
@@ -110,13 +115,13 @@ impl Outgoing {
         self.close();
         for batch in &mut self.batches {
             let Some(at) = batch.outcomes.iter().position(|o| o.attempt == attempt) else { continue };
-            let begin: usize = batch.outcomes[..at].iter().map(|o| o.value_len as usize).sum();
+            let begin: usize = batch.outcomes[..at].iter().map(|o| held(o.value_len)).sum();
             let outcome = batch.outcomes.remove(at);
             let mut blob = batch.blob.to_vec();
-            blob.drain(begin..begin + outcome.value_len as usize);
+            blob.drain(begin..begin + held(outcome.value_len));
             batch.blob = blob.into();
             self.count -= 1;
-            self.bytes -= cost(&outcome);
+            self.bytes -= outcome.cost_bytes();
         }
     }
 
@@ -149,20 +154,16 @@ impl Outgoing {
     pub fn check(&self) {
         let outcomes = || self.batches.iter().flat_map(|b| &b.outcomes).chain(&self.pending);
         assert_eq!(outcomes().count(), self.count, "count of unconfirmed outcomes");
-        assert_eq!(outcomes().map(cost).sum::<usize>(), self.bytes, "bytes of unconfirmed outcomes");
+        assert_eq!(
+            outcomes().map(Outcome::cost_bytes).sum::<usize>(),
+            self.bytes,
+            "bytes of unconfirmed outcomes"
+        );
         assert!(
             self.batches.iter().all(|b| b.with_values().is_some()),
             "values and lengths of a batch agree"
         );
     }
-}
-
-fn cost(outcome: &Outcome) -> usize {
-    let texts = outcome.error.as_ref().map_or(0, |e| {
-        let long = [&e.traceback, &e.stderr_tail, &e.hint].into_iter().flatten().map(String::len);
-        e.message.len() + long.sum::<usize>()
-    });
-    OUTCOME_BYTES + outcome.value_len as usize + texts
 }
 
 #[cfg(test)]
@@ -177,10 +178,10 @@ mod tests {
     #[test]
     fn batches_are_kept_until_confirmed_and_sent_again_in_a_new_session() {
         let mut out = Outgoing::new(ManagerId::default(), "n".into());
-        out.push(outcome(1), b"one");
-        out.push(outcome(2), b"");
+        out.push(outcome(1), b"one", false);
+        out.push(outcome(2), b"", false);
         out.close();
-        out.push(outcome(3), b"three");
+        out.push(outcome(3), b"three", false);
         out.check();
         assert_eq!(out.next_unsent().unwrap().outcomes.len(), 2);
         assert!(out.next_unsent().is_none(), "what is not closed is not sent");
@@ -200,7 +201,7 @@ mod tests {
     fn one_outcome_can_be_dropped_with_its_value() {
         let mut out = Outgoing::new(ManagerId::default(), "n".into());
         for n in 1..=3 {
-            out.push(outcome(n), n.to_string().repeat(n as usize).as_bytes());
+            out.push(outcome(n), n.to_string().repeat(n as usize).as_bytes(), false);
         }
         out.drop_attempt(outcome(2).attempt);
         out.check();
@@ -212,12 +213,12 @@ mod tests {
     fn a_spool_takes_each_batch_once() {
         let mut out = Outgoing::new(ManagerId::default(), "n".into());
         assert!(out.unspooled().is_none());
-        out.push(outcome(1), b"");
+        out.push(outcome(1), b"", false);
         let (upto, batches) = out.unspooled().unwrap();
         assert_eq!((upto, batches.len()), (1, 1));
         out.spooled(upto);
         assert!(out.unspooled().is_none());
-        out.push(outcome(2), b"");
+        out.push(outcome(2), b"", false);
         assert_eq!(out.unspooled().unwrap().1.len(), 1);
     }
 }

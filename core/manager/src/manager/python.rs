@@ -7,8 +7,9 @@ use super::{AttemptEnd, ManagerCore};
 use crate::limits::{SKIP_GRACE_US, WORKER_REQUEUES_MAX, WORKER_REST_US, WORKER_START_FAILURES_MAX};
 use crate::{Effect, ProcessEnd, ProcessStatus, WorkerAnswer, WorkerEnd};
 use pf_protocol::job::OnLost;
-use pf_protocol::limits::PAYLOAD_BYTES_MAX;
+use pf_protocol::limits::INLINE_BYTES_MAX;
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
+use pf_protocol::payload::PayloadRef;
 use pf_protocol::{AttemptId, Micros};
 
 /// What a worker needs for a task beside the function's own time, microseconds: so that an estimate is never 0.
@@ -82,15 +83,24 @@ impl ManagerCore {
         if matches!(answer.kind, OutcomeKind::Refused | OutcomeKind::Cancelled) {
             end.ran = Ran::No;
         }
-        if answer.value.len() > PAYLOAD_BYTES_MAX {
-            let message =
-                format!("its result has {} bytes, the limit is {PAYLOAD_BYTES_MAX}", answer.value.len());
-            let hint = Some("write large results to a file and return its name".into());
+        let fits = if answer.is_large {
+            PayloadRef::read(&answer.value).is_some()
+        } else {
+            answer.value.len() <= INLINE_BYTES_MAX
+        };
+        if !fits {
+            let message = format!(
+                "the worker told a result that is none: {} bytes, {}",
+                answer.value.len(),
+                if answer.is_large { "which name no payload" } else { "more than may lie in a frame" }
+            );
+            let hint =
+                Some("the worker's process was tampered with, or this is a bug: please report it".into());
             let error = ErrorDetail { message, hint, ..ErrorDetail::default() };
-            let too_large = AttemptEnd::new(OutcomeKind::TooLarge, started, ran_us).failed(error);
-            return self.end_attempt(id, too_large, b"");
+            let other = AttemptEnd::new(OutcomeKind::Other, started, ran_us).failed(error);
+            return self.end_attempt(id, other, b"");
         }
-        self.end_attempt(id, end, &answer.value);
+        self.end_attempt_with(id, end, &answer.value, answer.is_large);
     }
 
     /// A worker's pipe is empty: its seat is free, it stays warm.

@@ -9,9 +9,10 @@ use pf_protocol::job::{Body, JobDef};
 use pf_protocol::limits::STARTED_AFTER_MS;
 use pf_protocol::message::{
     AttemptBatch, CancelAttempts, Inventory, Load, Message, Recall, Recalled, Refused, Started, StartedTask,
-    Welcome,
+    VERSION_LARGE, Welcome,
 };
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
+use pf_protocol::payload::{held, is_large, refs};
 use pf_protocol::report::ManagerReport;
 use pf_protocol::{AttemptId, Epoch, JobId, Micros};
 use std::sync::Arc;
@@ -43,6 +44,7 @@ impl ManagerCore {
     fn on_up(&mut self, now: Micros, welcome: &Welcome) {
         self.epoch = welcome.epoch;
         self.lease_us = welcome.lease_ms * 1_000;
+        self.takes_large = welcome.version >= VERSION_LARGE;
         self.load_sent = None;
         self.forget_unused_jobs();
         for page in self.inventory() {
@@ -121,8 +123,8 @@ impl ManagerCore {
         let count = batch.tasks.len() as usize;
         let id_at =
             |n: usize| AttemptId { epoch: batch.first.epoch, n: batch.first.n.wrapping_add(n as u32) };
-        let items: usize = batch.lens.iter().map(|len| *len as usize).sum();
-        let fits = batch.lens.is_empty() || (batch.lens.len() == count && items == batch.blob.len());
+        let fits = batch.lens.is_empty() || batch.lens.len() == count;
+        let fits = fits && refs(&batch.lens, &batch.blob).is_some();
         let reason = if epoch < self.epoch {
             format!("epoch {} of the relay is over, it is {} now", epoch.0, self.epoch.0)
         } else if !fits {
@@ -134,9 +136,9 @@ impl ManagerCore {
         } else {
             let mut at = 0usize;
             for (n, index) in batch.tasks.iter().enumerate() {
-                let len = batch.lens.get(n).map_or(0, |len| *len as usize);
-                let item = batch.blob.slice(at..at + len);
-                at += len;
+                let len = batch.lens.get(n).copied().unwrap_or(0);
+                let item = batch.blob.slice(at..at + held(len));
+                at += held(len);
                 let (job, id) = (batch.job, id_at(n));
                 if !self.attempts.all.contains_key(&id) {
                     let arrived = now;
@@ -144,6 +146,7 @@ impl ManagerCore {
                         job,
                         index,
                         item,
+                        is_large: is_large(len),
                         arrived,
                         requeues: 0,
                         state: State::Held,

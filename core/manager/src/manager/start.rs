@@ -74,12 +74,14 @@ impl ManagerCore {
             let Some(attempt) = self.attempts.all.get_mut(&id) else { continue };
             let Some(job) = self.attempts.jobs.get(&attempt.job) else { continue };
             attempt.state = State::Starting { claim };
-            let (job, index, item) = (job.def.clone(), attempt.index, attempt.item.clone());
+            let (job, index, item, is_large) =
+                (job.def.clone(), attempt.index, attempt.item.clone(), attempt.is_large);
             out.push(Effect::StartCommand(Box::new(StartCommand {
                 attempt: id,
                 job,
                 index,
                 item,
+                is_large,
                 pus,
                 gpus,
             })));
@@ -172,15 +174,16 @@ impl ManagerCore {
         let Some(job) = self.attempts.jobs.get(&attempt.job) else { return };
         let known = worker.jobs.len() as u32;
         let slot = *worker.jobs.entry(attempt.job).or_insert_with(|| {
-            out.push(Effect::WorkerJob { worker: to, slot: known, job: job.def.clone() });
+            let large = self.takes_large;
+            out.push(Effect::WorkerJob { worker: to, slot: known, job: job.def.clone(), large });
             known
         });
         let is_first = worker.pipe.is_empty();
         let seq = worker.push(id, job.estimate_us, attempt.item.len());
         attempt.state = State::Piped { worker: to, seq };
-        let (index, item) = (attempt.index, attempt.item.clone());
+        let (index, item, is_large) = (attempt.index, attempt.item.clone(), attempt.is_large);
         let up = worker.phase == Phase::Up;
-        gathered.entry(to).or_default().push(WorkerTask { seq, attempt: id, slot, index, item });
+        gathered.entry(to).or_default().push(WorkerTask { seq, attempt: id, slot, index, item, is_large });
         if is_first && up {
             self.begin_head(now, id);
         }

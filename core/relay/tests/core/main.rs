@@ -1,5 +1,6 @@
 //! The relay's core between a broker, managers and a scheduler that are none.
 
+mod payloads;
 mod placement;
 mod plan;
 mod quarantine;

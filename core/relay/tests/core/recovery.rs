@@ -2,7 +2,9 @@
 
 use crate::world::{World, scaling};
 use pf_protocol::job::{JobSpec, OnLost};
-use pf_protocol::message::{AnswerWhat, Ask, AskWhat, Confirm, PilotReport, Rest, Unfinished, UnfinishedJob};
+use pf_protocol::message::{
+    AnswerWhat, Ask, AskWhat, Confirm, PilotReport, Recalled, Rest, Unfinished, UnfinishedJob,
+};
 use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind, Ran};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::{AttemptId, BlockId, Epoch, JobId, Ranges};
@@ -372,4 +374,31 @@ fn what_was_adopted_is_counted_once_its_job_is_defined() {
     world.define(2, JobSpec::default());
     world.assign(2, 0, 9);
     assert_eq!(world.held(), 2, "3 cores are taken: one is free");
+}
+
+#[test]
+fn what_was_adopted_and_comes_back_unstarted_goes_to_the_broker_which_has_its_item() {
+    let roster = Roster {
+        blocks: vec![BlockRecord { nodes: 1, ..running_roster().blocks[0].clone() }],
+        ..running_roster()
+    };
+    let mut world = World::again(scaling(), roster, 0);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.epoch = 3;
+    world.unfinished = unfinished(2);
+    let handle = world.add_manager(1, 0, 4);
+    world.cut_manager(handle);
+    let attempt = AttemptId { epoch: Epoch(3), n: 44 };
+    if let Some(manager) = world.managers.get_mut(&handle) {
+        manager.held.insert(attempt, pf_protocol::TaskId { job: JobId(1), index: 0 });
+    }
+    world.connect_broker();
+    world.connect_manager(handle);
+    world.define(1, JobSpec::default());
+    if let Some(manager) = world.managers.get_mut(&handle) {
+        manager.held.clear();
+    }
+    world.manager_says(handle, Recalled { id: 0, attempts: vec![attempt] });
+    assert_eq!(world.returned[&JobId(1)], Ranges::from_range(0, 1));
+    assert_eq!(world.held(), 0, "without its item it is not placed again");
 }

@@ -2,12 +2,15 @@
 
 use bytes::Bytes;
 use pf_link::{Acceptor, Dialer, Event, Out, Timing};
-use pf_protocol::job::{JobDef, JobSpec};
+use pf_protocol::job::{JobDef, JobSpec, content_hash};
 use pf_protocol::message::*;
 use pf_protocol::outcome::{Outcome, OutcomeBatch, OutcomeKind};
+use pf_protocol::payload::{LARGE, PayloadRef, held, is_large};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
-use pf_protocol::{AttemptId, BlockId, EndpointId, Epoch, JobId, JobKey, ManagerId, OwnerId, Ranges, TaskId};
+use pf_protocol::{
+    AttemptId, BlockId, ContentHash, EndpointId, Epoch, JobId, JobKey, ManagerId, OwnerId, Ranges, TaskId,
+};
 use pf_relay_core::{Config, Effect, Input, Relay, Roster, Scaling, Seen, SubmitResult};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -72,6 +75,20 @@ pub struct World {
     pub silent_broker: bool,
     /// Folders of blocks, as the shell would have them.
     pub folders: BTreeSet<BlockId>,
+    /// Pieces of items that the relay wanted, and of values that it sent.
+    pub wants: Vec<Want>,
+    pub pieces: Vec<Piece>,
+    /// Files of large items.
+    pub files: BTreeMap<(JobId, ContentHash), Vec<u8>>,
+    /// Files are written, but that is not told: these are.
+    pub slow_files: bool,
+    pub unwritten: Vec<(ContentHash, u64)>,
+    /// Pieces of values that are to be read.
+    pub reads: Vec<(ContentHash, u64)>,
+    /// Orders to delete files.
+    pub file_effects: Vec<Effect>,
+    /// What managers speak at the most.
+    pub version_max: u16,
     inputs: VecDeque<Input>,
     running: bool,
 }
@@ -134,6 +151,14 @@ impl World {
             log_tail: String::new(),
             silent_broker: false,
             folders: BTreeSet::new(),
+            wants: Vec::new(),
+            pieces: Vec::new(),
+            files: BTreeMap::new(),
+            slow_files: false,
+            unwritten: Vec::new(),
+            reads: Vec::new(),
+            file_effects: Vec::new(),
+            version_max: VERSION_MAX,
             inputs: VecDeque::new(),
             running: false,
         };
@@ -239,6 +264,24 @@ impl World {
             }
             Effect::TidyBlocks { keep, upto } => self.folders.retain(|b| *b > upto || keep.contains(b)),
             Effect::NotYet { .. } => {}
+            Effect::PayloadWrite { job, hash, offset, bytes, .. } => {
+                let file = self.files.entry((job, hash)).or_default();
+                file.truncate(offset as usize);
+                file.extend_from_slice(&bytes);
+                if self.slow_files {
+                    self.unwritten.push((hash, offset));
+                } else {
+                    self.input(Input::PayloadWritten { job, hash, offset, result: Ok(()) });
+                }
+            }
+            Effect::PayloadRead { hash, offset, .. } => self.reads.push((hash, offset)),
+            Effect::PayloadDrop { job, hash, value } => {
+                if !value {
+                    self.files.remove(&(job, hash));
+                }
+                self.file_effects.push(effect);
+            }
+            Effect::PayloadsDrop { .. } => self.file_effects.push(effect),
             Effect::Exit { reason, ok } => self.exit = Some((reason, ok)),
             _ => {}
         }
@@ -313,6 +356,8 @@ impl World {
             Message::Report(report) => self.reports.push(report.report),
             Message::Answer(answer) => self.answers.push(answer),
             Message::Started(_) => {}
+            Message::Want(want) => self.wants.push(want),
+            Message::Piece(piece) => self.pieces.push(piece),
             other => panic!("the broker did not expect {}", other.name()),
         }
     }
@@ -390,7 +435,7 @@ impl World {
         let manager = FakeManager {
             id,
             cores,
-            dialer: Dialer::new(manager_hello(id, cores), Timing::default()),
+            dialer: Dialer::new(manager_hello(id, cores, self.version_max), Timing::default()),
             conn: 0,
             held: BTreeMap::new(),
             cancelled: BTreeSet::new(),
@@ -411,7 +456,8 @@ impl World {
         let conn = self.conn();
         let Some(manager) = self.managers.get_mut(&handle) else { return };
         manager.conn = conn;
-        manager.dialer = Dialer::new(manager_hello(manager.id, manager.cores), Timing::default());
+        let hello = manager_hello(manager.id, manager.cores, self.version_max);
+        manager.dialer = Dialer::new(hello, Timing::default());
         let block = manager.id.block;
         self.conns.insert(conn, handle);
         self.input(Input::Accepted { conn, block });
@@ -491,6 +537,34 @@ impl World {
     }
 
     pub fn end_tasks_as(&mut self, handle: u32, count: usize, ran_us: u64, how: OutcomeKind) -> usize {
+        self.end_tasks_with(handle, count, ran_us, how, &[])
+    }
+
+    /// Ends all tasks that managers hold.
+    pub fn finish_all(&mut self) {
+        let handles: Vec<u32> = self.managers.keys().copied().collect();
+        for handle in handles {
+            self.end_tasks(handle, usize::MAX, 1_000);
+        }
+    }
+
+    /// Ends one task of some manager with a value that it only names.
+    pub fn finish_named(&mut self, value: &[u8]) {
+        let name = PayloadRef { hash: content_hash(value), len: value.len() as u64 }.to_bytes();
+        let busy = self.managers.iter().find(|(_, m)| !m.held.is_empty()).map(|(handle, _)| *handle);
+        let handle = busy.expect("a manager holds a task");
+        self.end_tasks_with(handle, 1, 1_000, OutcomeKind::Value, &name);
+    }
+
+    /// Ends tasks; the value of each is `named`, which names it, or empty.
+    fn end_tasks_with(
+        &mut self,
+        handle: u32,
+        count: usize,
+        ran_us: u64,
+        how: OutcomeKind,
+        named: &[u8],
+    ) -> usize {
         let Some(manager) = self.managers.get_mut(&handle) else { return 0 };
         let mut outcomes = Vec::new();
         for _ in 0..count {
@@ -502,6 +576,7 @@ impl World {
                 attempt,
                 kind,
                 ran_us,
+                value_len: if named.is_empty() { 0 } else { LARGE | named.len() as u32 },
                 ..Outcome::default()
             });
         }
@@ -515,7 +590,7 @@ impl World {
             node: format!("n{}", manager.id.node),
             seq: manager.seq,
             outcomes,
-            blob: Bytes::new(),
+            blob: named.repeat(ended).into(),
         };
         manager.unconfirmed.insert(manager.seq, batch.clone());
         manager.number += 1;
@@ -591,9 +666,17 @@ impl FakeManager {
                     let mut at = 0;
                     for (i, index) in batch.tasks.iter().enumerate() {
                         let n = batch.first.n + i as u32;
-                        let item = &batch.blob[at..at + batch.lens[i] as usize];
-                        at += batch.lens[i] as usize;
-                        assert_eq!(item, [index as u8, (index >> 8) as u8], "items stay with their tasks");
+                        let item = &batch.blob[at..at + held(batch.lens[i])];
+                        at += held(batch.lens[i]);
+                        if is_large(batch.lens[i]) {
+                            assert!(PayloadRef::read(item).is_some(), "what is marked names a payload");
+                        } else {
+                            assert_eq!(
+                                item,
+                                [index as u8, (index >> 8) as u8],
+                                "items stay with their tasks"
+                            );
+                        }
                         let task = TaskId { job: batch.job, index };
                         let old = self.held.insert(AttemptId { n, ..batch.first }, task);
                         assert!(old.is_none(), "an attempt is dispatched once");
@@ -640,9 +723,9 @@ fn hello(who: Who, incarnation: u64) -> Hello {
     }
 }
 
-fn manager_hello(id: ManagerId, cores: u32) -> Hello {
+fn manager_hello(id: ManagerId, cores: u32, version_max: u16) -> Hello {
     let capacity = NodeCapacity { cores, ..NodeCapacity::default() };
     let who =
         Who::Manager { manager: id, node: format!("n{}", id.node), capacity, walltime_left_ms: 3_600_000 };
-    hello(who, id.incarnation)
+    Hello { version_max, ..hello(who, id.incarnation) }
 }

@@ -98,6 +98,11 @@ impl World {
             }
             relay::Effect::ReadLog { .. } | relay::Effect::ReadBlockLog { .. } => {}
             relay::Effect::NotYet { .. } => {}
+            relay::Effect::PayloadWrite { .. }
+            | relay::Effect::PayloadRead { .. }
+            | relay::Effect::PayloadDrop { .. }
+            | relay::Effect::PayloadsDrop { .. }
+            | relay::Effect::PayloadsKeep { .. } => self.payload_effect(effect),
             relay::Effect::Exit { reason, .. } => panic!("the relay gave up: {reason}"),
         }
     }

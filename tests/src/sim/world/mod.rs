@@ -2,17 +2,20 @@
 
 mod endpoint;
 mod nodes;
+mod payloads;
 mod scheduler;
 mod service;
+mod workers;
 
 use super::disk::Disk;
 use super::net::{Net, Party};
 use super::{Rng, Truth};
 use bytes::Bytes;
+use payloads::number_of;
 use pf_broker_core as broker;
 use pf_link::Timing;
 use pf_manager_core as manager;
-use pf_protocol::job::{Body, Command, JobSpec, content_hash};
+use pf_protocol::job::{Body, Command, Function, FunctionKind, JobSpec, Python, content_hash};
 use pf_protocol::outcome::{OutcomeBatch, OutcomeKind, Usage};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::{AttemptId, BlockId, JobId, JobKey, ManagerId, Micros, OwnerId, TaskId};
@@ -50,6 +53,8 @@ pub struct Plan {
     pub accounts: Vec<&'static str>,
     /// The batch scheduler.
     pub scheduler: Scheduler,
+    /// Some items and values are large; every second job is then of Python, since only that returns values.
+    pub has_large: bool,
     /// Faults.
     pub faults: Faults,
     /// Every invariant of every core after every event; else now and then.
@@ -109,6 +114,7 @@ impl Default for Plan {
             shapes: Vec::new(),
             accounts: Vec::new(),
             scheduler: Scheduler::default(),
+            has_large: false,
             faults: Faults::default(),
             check_always: true,
         }
@@ -126,6 +132,9 @@ enum Event {
     Loaded { life: u32, token: u64, blobs: Vec<pf_protocol::BlobRef> },
     TaskEnds { manager: usize, attempt: AttemptId, status: manager::ProcessStatus },
     Spooled { manager: usize, upto: u64 },
+    WorkerUp { manager: usize, worker: u32 },
+    WorkerTaskEnds { manager: usize, worker: u32, seq: u64 },
+    WorkerEnds { manager: usize, worker: u32, status: manager::ProcessStatus },
     RelayDials,
     ToRelay { life: u32, input: Box<relay::Input> },
     BlockStarts { block: BlockId },
@@ -191,6 +200,16 @@ pub struct World {
     client_cursor: u64,
     subscribed: bool,
     pending_submits: BTreeMap<u64, u32>,
+    /// Submits with large items that are under way: the job, and which item is put.
+    putting: BTreeMap<u64, (JobId, u32)>,
+    numbers: BTreeMap<JobId, u64>,
+    /// Large values that the client asked for.
+    got: u64,
+    /// The endpoint's folder of large payloads.
+    shared: BTreeMap<String, Vec<u8>>,
+    /// When the relay's thread for it is free.
+    porter_free_at: Micros,
+    workers: BTreeMap<(usize, u32), workers::Worker>,
     /// Events handled.
     pub handled: u64,
     /// Every submit: when, which shape, on which account.
@@ -228,6 +247,12 @@ impl World {
             client_cursor: 0,
             subscribed: false,
             pending_submits: (0..u64::from(plan.jobs)).map(|n| (n, 0)).collect(),
+            putting: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            got: 0,
+            shared: BTreeMap::new(),
+            porter_free_at: 0,
+            workers: BTreeMap::new(),
             handled: 0,
             submits: Vec::new(),
             later: 0,
@@ -239,29 +264,6 @@ impl World {
         world.at(10 * MS, Event::ClientActs);
         world.plan_faults();
         world
-    }
-
-    fn plan_faults(&mut self) {
-        let faults = self.plan.faults.clone();
-        let when = |world: &mut World| world.rng.between(S, faults.until.max(2 * S));
-        for _ in 0..faults.broker_kills {
-            let at = when(self);
-            self.at(at, Event::Kill(Party::Broker));
-        }
-        for _ in 0..faults.relay_kills {
-            let at = when(self);
-            self.at(at, Event::Kill(Party::Relay));
-        }
-        for _ in 0..faults.node_kills {
-            let (at, which) = (when(self), self.rng.below(64) as usize);
-            self.at(at, Event::Kill(Party::Manager(which)));
-        }
-        for _ in 0..faults.partitions {
-            let (at, which) = (when(self), self.rng.below(64) as usize);
-            let length = self.rng.between(S, 400 * S);
-            self.at(at, Event::Partition { manager: which, on: true });
-            self.at(at + length, Event::Partition { manager: which, on: false });
-        }
     }
 
     fn at(&mut self, at: Micros, event: Event) {
@@ -341,18 +343,6 @@ impl World {
         self.nodes.iter().filter(|n| n.alive).for_each(|n| n.core.check());
     }
 
-    /// What the relay reports.
-    #[must_use]
-    pub fn report(&self) -> Option<pf_protocol::report::EndpointReport> {
-        self.relay.as_ref().map(relay::Relay::report)
-    }
-
-    /// A hash of everything that was ever appended to the log, with its time.
-    #[must_use]
-    pub fn log_hash(&self) -> String {
-        content_hash(&self.log).to_string()
-    }
-
     fn handle(&mut self, event: Event) {
         match event {
             Event::Deliver { party, conn, bytes } => {
@@ -390,6 +380,9 @@ impl World {
             Event::Spooled { manager, upto } => {
                 self.tell_manager(manager, manager::Input::Spooled { upto, ok: true })
             }
+            Event::WorkerUp { manager, worker } => self.worker_up(manager, worker),
+            Event::WorkerTaskEnds { manager, worker, seq } => self.worker_task_ends(manager, worker, seq),
+            Event::WorkerEnds { manager, worker, status } => self.worker_ends(manager, worker, status),
             Event::RelayDials => self.relay_dials(),
             Event::ToRelay { life, input } => {
                 if life == self.relay_life {

@@ -3,6 +3,29 @@
 use super::*;
 
 impl World {
+    pub(super) fn plan_faults(&mut self) {
+        let faults = self.plan.faults.clone();
+        let when = |world: &mut World| world.rng.between(S, faults.until.max(2 * S));
+        for _ in 0..faults.broker_kills {
+            let at = when(self);
+            self.at(at, Event::Kill(Party::Broker));
+        }
+        for _ in 0..faults.relay_kills {
+            let at = when(self);
+            self.at(at, Event::Kill(Party::Relay));
+        }
+        for _ in 0..faults.node_kills {
+            let (at, which) = (when(self), self.rng.below(64) as usize);
+            self.at(at, Event::Kill(Party::Manager(which)));
+        }
+        for _ in 0..faults.partitions {
+            let (at, which) = (when(self), self.rng.below(64) as usize);
+            let length = self.rng.between(S, 400 * S);
+            self.at(at, Event::Partition { manager: which, on: true });
+            self.at(at + length, Event::Partition { manager: which, on: false });
+        }
+    }
+
     pub(super) fn tell_manager(&mut self, place: usize, input: manager::Input) {
         if !self.nodes[place].alive {
             return;
@@ -35,6 +58,7 @@ impl World {
                 let paid = &self.batches[&self.nodes[place].block].account;
                 let named = &start.job.spec.account;
                 assert!(named.is_none() || named == paid, "{task} of {named:?} runs on hours of {paid:?}");
+                self.check_item(task, number_of(&start.job.spec), &start.item, start.is_large);
                 self.nodes[place].running.insert(start.attempt, task);
                 let code = i32::from(self.expected(task) == OutcomeKind::Exit);
                 let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);
@@ -58,7 +82,7 @@ impl World {
                 self.node_dies(place);
                 self.end_if_empty(self.nodes[place].block);
             }
-            other => panic!("the simulation has no Python workers: {other:?}"),
+            worker => self.worker_effect(place, worker),
         }
     }
 
@@ -92,6 +116,7 @@ impl World {
         for task in std::mem::take(&mut self.nodes[place].running).into_values() {
             self.truth.ended(task);
         }
+        self.workers_die(place);
         self.cut_all(Party::Manager(place));
     }
 
@@ -143,6 +168,18 @@ impl World {
             // Whichever were cut off are reachable again: `place` may be another one than when it began.
             self.nodes.iter_mut().for_each(|n| n.cut_off = false);
         }
+    }
+
+    /// What the relay reports.
+    #[must_use]
+    pub fn report(&self) -> Option<pf_protocol::report::EndpointReport> {
+        self.relay.as_ref().map(relay::Relay::report)
+    }
+
+    /// A hash of everything that was ever appended to the log, with its time.
+    #[must_use]
+    pub fn log_hash(&self) -> String {
+        content_hash(&self.log).to_string()
     }
 
     /// The relay's last decisions, to tell why a run went wrong.

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// What all Python jobs call.
+fn function() -> Function {
+    Function { kind: FunctionKind::Reference, bytes: b"work:work".to_vec(), name: "work".into() }
+}
+
 impl World {
     pub(super) fn start_broker(&mut self) {
         if self.broker.is_some() {
@@ -24,6 +29,11 @@ impl World {
         let position = self.disk.synced() as u64;
         self.tell_broker(broker::Input::Synced { position });
         self.ask(900_000, broker::Request::PutEndpoint { name: "local".into(), relay_key: None });
+        if self.plan.has_large {
+            let function = function();
+            self.ask(900_001, broker::Request::PutFunction { id: function.id(), function });
+        }
+        self.putting.clear();
         self.at(self.now + MS, Event::RelayDials);
         self.at(self.now + MS, Event::ClientActs);
     }
@@ -81,7 +91,9 @@ impl World {
         if self.broker.is_none() {
             return;
         }
-        let open: Vec<u64> = self.pending_submits.keys().copied().collect();
+        let under_way = &self.putting;
+        let open: Vec<u64> =
+            self.pending_submits.keys().filter(|n| !under_way.contains_key(n)).copied().collect();
         for n in open {
             let accounts = &self.plan.accounts;
             let account = (!accounts.is_empty()).then(|| accounts[n as usize % accounts.len()].to_owned());
@@ -89,25 +101,27 @@ impl World {
                 group: GROUP,
                 account,
                 endpoints: vec!["local".into()],
-                body: Body::Command(Command { argv: vec![format!("work-{n}")], ..Command::default() }),
+                name: Some(n.to_string()),
+                body: self.body(n),
                 ..JobSpec::default()
             };
             let mut key = [0u8; 16];
             key[..8].copy_from_slice(&n.to_le_bytes());
-            // Every second job has items.
-            let items = n.is_multiple_of(2);
-            let count = self.plan.tasks;
-            let tasks = broker::Tasks {
-                count,
-                lens: if items { vec![3; count as usize] } else { vec![] },
-                blob: if items { Bytes::from(vec![b'i'; 3 * count as usize]) } else { Bytes::new() },
-            };
+            let mut tasks = broker::Tasks { count: self.plan.tasks, ..broker::Tasks::default() };
+            if self.plan.has_large {
+                // Put one by one, before the tasks are appended.
+                tasks.count = 0;
+            } else if self.has_items(n) {
+                let items: Vec<Vec<u8>> = (0..tasks.count).map(|index| self.item_of(n, index)).collect();
+                tasks.lens = items.iter().map(|item| item.len() as u32).collect();
+                tasks.blob = items.concat().into();
+            }
             let request = broker::Request::Submit {
                 key: JobKey(key),
                 hash: content_hash(&key),
                 spec: Box::new(spec),
                 tasks,
-                open: false,
+                open: self.plan.has_large,
             };
             self.ask(n, request);
         }
@@ -125,6 +139,13 @@ impl World {
 
     pub(super) fn client_hears(&mut self, ticket: u64, reply: Result<broker::Reply, broker::Refusal>) {
         match reply {
+            Ok(broker::Reply::Submitted(reply)) if self.plan.has_large => {
+                self.numbers.insert(reply.job, ticket);
+                self.put_next(ticket, reply.job, 0);
+            }
+            Ok(broker::Reply::PieceTaken { upto }) => self.piece_taken(ticket - payloads::PUT, upto),
+            Ok(broker::Reply::Appended(reply)) => self.appended(ticket, reply.tasks),
+            Ok(broker::Reply::Payload { len, blobs }) => self.payload_found(len, &blobs),
             Ok(broker::Reply::Submitted(reply)) => {
                 if let Some(before) = self.truth.acknowledged.insert(reply.job, reply.tasks) {
                     assert_eq!(before, reply.tasks, "{} changed its size", reply.job);
@@ -145,14 +166,29 @@ impl World {
             self.client_cursor
         );
         for part in &batch.parts {
-            for row in &part.rows {
+            let values = match part.values.len {
+                0 => Bytes::new(),
+                _ => self.disk.read(part.values).expect("values that are told are on disk"),
+            };
+            for (row, value) in part.rows_with_values(&values).expect("values and lengths agree") {
                 let task = TaskId { job: part.job, index: row.index };
                 self.truth.told(task, row.kind);
                 assert_eq!(row.kind, self.expected(task), "{task} ended otherwise than it ran");
+                if row.kind.is_ok() {
+                    self.check_value(task, &value, row.value_len);
+                }
             }
         }
         self.client_cursor = batch.seq;
         self.tell_broker(broker::Input::Pull { subscription: 1 });
+    }
+
+    fn body(&self, number: u64) -> Body {
+        if self.is_python(number) {
+            return Body::Python(Python { function: function().id(), ..Python::default() });
+        }
+        let argv = vec![format!("work-{number}")];
+        Body::Command(Command { argv, item_on_stdin: self.plan.has_large, ..Command::default() })
     }
 
     /// How a task ends, known beforehand.

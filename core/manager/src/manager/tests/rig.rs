@@ -259,6 +259,7 @@ impl Rig {
             kind: OutcomeKind::Value,
             ran_us,
             value: Bytes::from_static(b"v"),
+            is_large: false,
             error: None,
         };
         self.give(Input::WorkerAnswers { worker, answers: tasks.into_iter().map(one).collect() });

@@ -114,8 +114,14 @@ fn a_worker_that_answers_what_was_not_asked_is_killed() {
     rig.define(1, python());
     rig.dispatch(1, 1);
     rig.give(Input::WorkerUp { worker: 1 });
-    let answer =
-        WorkerAnswer { seq: 99, kind: OutcomeKind::Value, ran_us: 1, value: Bytes::new(), error: None };
+    let answer = WorkerAnswer {
+        seq: 99,
+        kind: OutcomeKind::Value,
+        ran_us: 1,
+        value: Bytes::new(),
+        is_large: false,
+        error: None,
+    };
     rig.give(Input::WorkerAnswers { worker: 1, answers: vec![answer] });
     assert_eq!(rig.worker_signals, [(1, 9)]);
 }
