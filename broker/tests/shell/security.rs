@@ -3,6 +3,7 @@
 use crate::common::client::Client;
 use crate::common::{RelayIs, World, job, key};
 use pf_broker::{HttpServer, Request};
+use pf_protocol::job::content_hash;
 use std::io::Read;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -99,6 +100,58 @@ fn from_elsewhere_only_tokens_open_and_only_to_what_is_theirs() {
 
     local.call("DELETE", "/v1/tokens/laptop", b"").ok();
     assert_eq!(remote.call("GET", "/v1/status", b"").code().0, 401);
+}
+
+#[test]
+fn the_token_of_a_second_owner_opens_only_what_is_theirs() {
+    let root = tempfile::tempdir().unwrap();
+    let world = tls_world(root.path());
+    let mut local = world.client();
+    let mine = local.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(1, true)).ok()["job"].clone();
+    let payload = vec![7u8; 300_000];
+    let large = format!("/v1/jobs/{mine}/payloads/{}", content_hash(&payload));
+    local.call("PUT", &large, &payload).ok();
+    local.call("POST", "/v1/tokens", br#"{"name":"laptop"}"#).ok();
+
+    // Owners are made by no call yet: the core keeps a token of one all the same.
+    let second = pf_broker::Caller { owner: pf_protocol::ids::OwnerId(2), is_broker_owner: false };
+    let token = format!("pft_{}", "0a".repeat(32));
+    let add = Request::AddToken { name: "theirs".into(), hash: content_hash(token.as_bytes()) };
+    world.handle.request_blocking(second, add).unwrap();
+    let mut remote = tls_client(world.http.as_ref().unwrap());
+    remote.token = Some(token);
+    assert_eq!(remote.call("GET", "/v1/jobs", b"").ok()["jobs"], serde_json::json!([]));
+    assert_eq!(remote.call("GET", "/v1/functions", b"").ok()["functions"], serde_json::json!([]));
+    let unknown = (404, "unknown_job".to_string());
+    for (method, path) in [
+        ("GET", format!("/v1/jobs/{mine}")),
+        ("GET", format!("/v1/jobs/{mine}/tasks")),
+        ("GET", format!("/v1/jobs/{mine}/tasks/0/value")),
+        ("GET", format!("/v1/jobs/{mine}/tasks/0/log")),
+        ("GET", format!("/v1/jobs/{mine}/explain")),
+        ("GET", format!("/v1/outcomes?job={mine}")),
+        ("GET", large.clone()),
+        ("POST", format!("/v1/jobs/{mine}/close")),
+        ("POST", format!("/v1/jobs/{mine}/cancel")),
+        ("POST", format!("/v1/jobs/{mine}/retry")),
+        ("DELETE", format!("/v1/jobs/{mine}")),
+    ] {
+        assert_eq!(remote.call(method, &path, b"").code(), unknown, "{method} {path}");
+    }
+    assert_eq!(remote.call("PUT", &large, &payload).code(), unknown);
+    for verb in ["pause", "resume", "stop"] {
+        assert_eq!(remote.call("POST", &format!("/v1/endpoints/local/{verb}"), b"").code().0, 403, "{verb}");
+    }
+    assert_eq!(remote.call("DELETE", "/v1/endpoints/local", b"").code().0, 403);
+    assert_eq!(remote.call("POST", "/v1/shutdown", b"").code().0, 403);
+    // Tokens of one owner are not another's to see or to revoke.
+    let names = remote.call("GET", "/v1/tokens", b"").ok();
+    assert_eq!(names["tokens"].as_array().map(Vec::len), Some(1), "{names}");
+    assert_eq!(remote.call("DELETE", "/v1/tokens/laptop", b"").code().0, 404);
+    // The same key of two owners is two jobs.
+    let theirs = remote.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(2, false)).ok();
+    assert_eq!((theirs["repeated"].clone(), theirs["job"] == mine), (false.into(), false));
+    assert_eq!(remote.call("GET", "/v1/jobs", b"").ok()["jobs"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]

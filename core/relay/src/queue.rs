@@ -192,6 +192,11 @@ impl Job {
         self.fetching.push_back(chunk);
     }
 
+    /// Tasks that wait for payloads.
+    pub fn fetching_count(&self) -> usize {
+        self.fetching.len()
+    }
+
     /// Takes the tasks out that waited for this payload.
     pub fn staged(&mut self, hash: ContentHash) -> Vec<Chunk> {
         let all = std::mem::take(&mut self.fetching);

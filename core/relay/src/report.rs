@@ -209,6 +209,12 @@ impl Relay {
         if job.waiting_count > 0 {
             lines.push(format!("they wait: {}", self.why_waiting(job.class)));
         }
+        if job.fetching_count() > 0 {
+            lines.push(format!(
+                "{} of them wait until their large items have come here",
+                job.fetching_count()
+            ));
+        }
         if let Some(limit) = job.def.as_ref().and_then(|d| d.spec.max_node_hours_milli) {
             let limit = hours(limit.saturating_mul(NODE_MS_A_MILLI_HOUR));
             lines.push(format!(

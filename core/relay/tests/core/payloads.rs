@@ -79,6 +79,11 @@ fn no_more_pieces_are_under_way_than_may_be() {
     let large = item(3, 40);
     assign_named(&mut world, 0, &[&large]);
     assert_eq!(world.wants.len(), WANTS_MAX);
+    world.say(Ask { id: 1, what: AskWhat::ExplainJob { job: JobId(1) } });
+    let Some(AnswerWhat::Text(lines)) = world.answers.last().map(|a| a.what.clone()) else {
+        panic!("no answer")
+    };
+    assert!(lines.iter().any(|l| l.contains("1 of them wait until their large items")), "{lines:?}");
     give(&mut world, &[&large], 0);
     assert_eq!(world.wants.len(), WANTS_MAX, "a piece counts until it is written");
     world.slow_files = false;

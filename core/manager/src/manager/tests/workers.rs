@@ -4,9 +4,10 @@ use super::rig::{Rig, SECOND, exit, killed, python};
 use crate::limits::GATHER_US;
 use crate::{Input, WorkerAnswer, WorkerEnd};
 use bytes::Bytes;
-use pf_protocol::AttemptId;
 use pf_protocol::job::JobSpec;
+use pf_protocol::message::{Message, Recall};
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
+use pf_protocol::{AttemptId, Epoch};
 use std::collections::VecDeque;
 
 #[test]
@@ -28,6 +29,25 @@ fn workers_stay_warm_and_short_tasks_are_piped() {
     assert_eq!(rig.outcomes().len(), 100);
     rig.dispatch(1, 1);
     assert_eq!(rig.workers.len(), 2, "a warm worker takes it");
+}
+
+#[test]
+fn what_is_in_a_pipe_is_not_called_back() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    let ids = rig.dispatch(1, 100);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.answer(1, 1, 90);
+    let piped: Vec<AttemptId> = rig.workers[&1].iter().map(|t| t.attempt).collect();
+    assert_eq!(piped, ids[1..51]);
+    // 5 ms of work: it would be over before the worker had answered what it gives back.
+    rig.say(Recall { id: 5, epoch: Epoch(1), attempts: Some(ids.clone()) });
+    let Some(Message::Recalled(recalled)) = rig.messages.last() else { panic!("no answer") };
+    assert_eq!((recalled.id, &recalled.attempts[..]), (5, &ids[51..]));
+    rig.answer(1, 50, 90);
+    rig.turn_end();
+    rig.wait_until(rig.now + GATHER_US);
+    assert_eq!((rig.outcomes().len(), rig.core.counts()), (51, (0, 0)), "each is told of once");
 }
 
 #[test]
