@@ -225,6 +225,11 @@ pub trait Provider: Send + Sync {
         false
     }
 
+    /// Whether blocks are processes of the relay's own host, and live no longer than it: they run the relay's program itself. Others run a copy of it.
+    fn runs_here(&self) -> bool {
+        false
+    }
+
     /// Whether it can be told which nodes a block must not get. If not, blocks are asked for without: no task is placed on such nodes anyway.
     fn can_exclude(&self) -> bool {
         true

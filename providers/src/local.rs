@@ -100,6 +100,10 @@ impl Provider for Local {
         0
     }
 
+    fn runs_here(&self) -> bool {
+        true
+    }
+
     fn submit(&self, request: &BlockRequest) -> Result<Plan, ProviderError> {
         // There is one node, which is all there: what a scheduler would be asked for has no meaning here.
         if let Some(key) = first_set(&request.asks) {

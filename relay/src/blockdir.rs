@@ -12,6 +12,7 @@ use pf_protocol::ticket::{TICKET_FORMAT, Ticket};
 use pf_protocol::{BlockId, EndpointId, Epoch};
 use pf_relay_core::BlockRecord;
 use pf_transport::{KeyPair, PublicKey};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,13 +49,15 @@ pub(crate) fn prepare(
     options: &RelayOptions,
     record: &BlockRecord,
     address: &Address,
+    program: &str,
 ) -> Result<PublicKey, RelayError> {
     let dir = path(options, record.block);
     private_dir(&dir)?;
     private_dir(&options.output_dir)?;
     private_dir(&options.work_dir)?;
     let keys = KeyPair::generate()?;
-    write_ticket(&dir, &ticket(options, record, address, &keys, &dir))?;
+    let ticket = Ticket { program: program.into(), ..ticket(options, record, address, &keys, &dir) };
+    write_ticket(&dir, &ticket)?;
     Ok(keys.public)
 }
 
@@ -78,6 +81,7 @@ fn ticket(
         nodes: record.nodes,
         walltime_ms: record.walltime_ms,
         dir: text(dir),
+        program: String::new(),
         output_dir: text(&options.output_dir),
         local_dir: options.local_dir.as_deref().map(text),
         payloads_dir: Some(text(&payload_files::dir(options))),
@@ -105,6 +109,15 @@ fn read_ticket(dir: &Path) -> Result<Option<Ticket>, RelayError> {
 pub(crate) fn key(options: &RelayOptions, block: BlockId) -> Result<Option<PublicKey>, RelayError> {
     let ticket = read_ticket(&path(options, block))?;
     ticket.map(|t| PublicKey::from_z85(&t.block_key.0).map_err(RelayError::from)).transpose()
+}
+
+/// The programs that these blocks run.
+pub(crate) fn programs(options: &RelayOptions, blocks: &[BlockId]) -> Result<BTreeSet<PathBuf>, RelayError> {
+    let program = |block: &BlockId| {
+        let ticket = read_ticket(&path(options, *block)).transpose()?;
+        Some(ticket.map(|t| PathBuf::from(t.program)))
+    };
+    blocks.iter().filter_map(program).collect()
 }
 
 /// The relay has moved or has a new epoch: the ticket says so. Blocks without a ticket were never submitted.

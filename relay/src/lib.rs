@@ -16,6 +16,7 @@ mod node;
 mod options;
 mod payload_files;
 mod proc;
+mod program;
 pub mod rates;
 mod scheduler;
 mod work;

@@ -206,7 +206,7 @@ impl RelayNode {
             Effect::CancelBlock { record, round } => self.work.order(Order::Cancel { record, round }),
             Effect::BlockOver { record } => self.desk.shut_out(record.block),
             Effect::ReadSpools { record } => self.work.order(Order::ReadSpools { record }),
-            Effect::TidyBlocks { keep, upto } => self.work.order(Order::Tidy { keep, upto }),
+            Effect::TidyBlocks { keep, live, upto } => self.work.order(Order::Tidy { keep, live, upto }),
             Effect::ReadLog { ask, task, from, live } => {
                 self.work.order(Order::ReadLog { ask, task, from, live });
             }

@@ -41,15 +41,13 @@ pub struct RelayOptions {
     pub submit_ms: Option<u64>,
     /// Durable: when the scheduler was asked last, and what it said. One folder for each provider, for all endpoints of the user.
     pub rates_dir: PathBuf,
-    /// Shared with the blocks: copies of `pf` by their hash.
-    pub bin_dir: PathBuf,
     /// Name of the launcher.
     pub launcher: String,
-    /// The `pf` that blocks run; for `local`, also the scheduler.
+    /// The `pf` of this host: for `local` it is the scheduler, and what blocks run. Other blocks run a copy of this process's own program.
     pub program: PathBuf,
     /// Durable: roster, key, port. One folder for each endpoint.
     pub state_dir: PathBuf,
-    /// Shared with the blocks: their folders.
+    /// Shared with the blocks: their folders, and below `bin` copies of `pf` by their hash.
     pub blocks_dir: PathBuf,
     /// Task logs.
     pub output_dir: PathBuf,

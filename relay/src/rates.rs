@@ -25,7 +25,7 @@ pub struct Rates {
 }
 
 /// What a status command said, or why it said nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Kept {
     /// When it was started, Unix milliseconds.
     at_ms: u64,
@@ -56,15 +56,20 @@ impl Rates {
             let now = unix_ms();
             let young = kept.filter(|k| k.at_ms <= now && now - k.at_ms < self.poll_ms);
             let Some(kept) = young else {
+                let keep = |kept: &Kept| {
+                    let bytes = serde_json::to_vec(kept).map_err(|e| e.to_string())?;
+                    replace(&path, &bytes).map_err(words)
+                };
+                // First that it is asked: should this relay die over it, the next one must not ask again at once.
+                let unanswered = "the relay that asked last ended before the answer came".to_string();
+                keep(&Kept { at_ms: now, failure: Some(unanswered), ..Kept::default() })?;
                 let said = run();
                 let (output, failure) = match said.clone() {
                     Ok(output) => (output, None),
                     Err(words) => (Output::default(), Some(words)),
                 };
                 let Output { exit, stdout, stderr } = output;
-                let kept = Kept { at_ms: now, exit, stdout, stderr, failure };
-                let bytes = serde_json::to_vec(&kept).map_err(|e| e.to_string())?;
-                replace(&path, &bytes).map_err(words)?;
+                keep(&Kept { at_ms: now, exit, stdout, stderr, failure })?;
                 return said;
             };
             if kept.at_ms >= since_ms {
@@ -175,6 +180,16 @@ mod tests {
             Kept { at_ms: u64::MAX, exit: None, stdout: String::new(), stderr: String::new(), failure: None };
         std::fs::write(hour.dir.join("status.json"), serde_json::to_vec(&future).unwrap()).unwrap();
         assert_eq!(hour.status(0, || said("y")).unwrap().stdout, "y");
+    }
+
+    #[test]
+    fn a_relay_that_died_over_its_question_has_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let hour = rates(folder.path(), 3_600_000);
+        let dies = std::panic::AssertUnwindSafe(|| hour.status(0, || panic!("it dies")));
+        assert!(std::panic::catch_unwind(dies).is_err());
+        let next = hour.status(0, || panic!("it was asked within the hour"));
+        assert!(next.unwrap_err().contains("before the answer came"));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 
 use crate::blockdir::{self, Address};
 use crate::command::{self, CommandError};
+use crate::error::RelayError;
 use crate::files::{read, write_script};
 use crate::limits::{
     COMMAND_TIME_MAX, END_BYTES_MAX, GONE_AFTER, GONE_LOOKUPS, LOOKUP_PAUSE_MAX, LOOKUPS_A_POLL_MAX,
     SUBMIT_TIME_MAX,
 };
 use crate::options::RelayOptions;
+use crate::program::Program;
 use crate::rates::{Rates, unix_ms};
 use crate::work::{Desk, chain};
 use pf_protocol::BlockId;
@@ -27,6 +29,7 @@ pub(crate) struct Scheduler {
     pub options: Arc<RelayOptions>,
     pub desk: Arc<Desk>,
     pub provider: Box<dyn Provider>,
+    pub program: Arc<Program>,
     pub rates: Rates,
     /// When this relay began, Unix milliseconds: an older answer may not know of what an earlier one had begun.
     pub began_ms: u64,
@@ -69,19 +72,28 @@ impl Scheduler {
 
     pub fn submit(&self, record: &BlockRecord, address: &Address) {
         self.note_submit(record.block, None);
-        let result = match blockdir::prepare(&self.options, record, address) {
-            Ok(key) => {
-                self.desk.let_in(record.block, key);
-                self.run_submit(record)
-            }
+        let result = match self.prepare(record, address) {
+            Ok(program) => self.run_submit(record, program),
             Err(error) => SubmitResult::Refused(chain(&error)),
         };
         self.note_submit(record.block, Some(unix_ms()));
         self.desk.put(Input::Submitted { block: record.block, result });
     }
 
-    fn run_submit(&self, record: &BlockRecord) -> SubmitResult {
-        let plan = match self.provider.submit(&self.request(record)) {
+    /// Makes what the block needs in the shared folder, and lets it in; the program that it runs.
+    fn prepare(&self, record: &BlockRecord, address: &Address) -> Result<String, RelayError> {
+        let program = match self.provider.runs_here() {
+            true => self.options.program.clone(),
+            false => self.program.copy()?,
+        };
+        let program = program.to_string_lossy().into_owned();
+        let key = blockdir::prepare(&self.options, record, address, &program)?;
+        self.desk.let_in(record.block, key);
+        Ok(program)
+    }
+
+    fn run_submit(&self, record: &BlockRecord, program: String) -> SubmitResult {
+        let plan = match self.provider.submit(&self.request(record, program)) {
             Ok(plan) => plan,
             Err(error) => return SubmitResult::Refused(error.to_string()),
         };
@@ -102,7 +114,7 @@ impl Scheduler {
         }
     }
 
-    fn request(&self, record: &BlockRecord) -> BlockRequest {
+    fn request(&self, record: &BlockRecord, program: String) -> BlockRequest {
         let mut asks = self.options.asks.get(&record.shape).cloned().unwrap_or_default();
         if record.account.is_some() {
             asks.account.clone_from(&record.account);
@@ -110,7 +122,7 @@ impl Scheduler {
         BlockRequest {
             name: record.name.clone(),
             dir: self.dir(record).to_string_lossy().into_owned(),
-            program: self.options.program.to_string_lossy().into_owned(),
+            program,
             nodes: record.nodes,
             walltime_ms: record.walltime_ms,
             exclude: if self.provider.can_exclude() { record.exclude.clone() } else { Vec::new() },

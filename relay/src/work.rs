@@ -7,6 +7,7 @@ use crate::files::replace;
 use crate::logs;
 use crate::options::RelayOptions;
 use crate::payload_files::{self, PayloadFiles};
+use crate::program::{self, Program};
 use crate::rates::Rates;
 use crate::scheduler::Scheduler;
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use pf_providers::Provider;
 use pf_relay_core::{BlockRecord, Input, Roster};
 use pf_transport::{AllowList, PublicKey, Waker};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -28,7 +29,7 @@ pub(crate) enum Order {
     SaveRoster { roster: Box<Roster> },
     RefreshTickets { blocks: Vec<BlockRecord>, address: Address, port: String },
     ReadSpools { record: BlockRecord },
-    Tidy { keep: Vec<BlockId>, upto: BlockId },
+    Tidy { keep: Vec<BlockId>, live: Vec<BlockId>, upto: BlockId },
     ReadLog { ask: u64, task: TaskId, from: u64, live: bool },
     ReadBlockLog { ask: u64, record: BlockRecord },
     PayloadWrite { job: JobId, hash: ContentHash, offset: u64, bytes: Bytes, last: bool },
@@ -95,18 +96,21 @@ impl Work {
             poll_ms: options.poll_ms.unwrap_or(provider.poll_ms()),
             submit_ms: options.submit_ms.unwrap_or(provider.submit_ms()),
         };
+        let program = Arc::new(Program::new(Path::new(program::OWN), options.blocks_dir.join("bin")));
         let scheduler = Arc::new(Scheduler {
             options: options.clone(),
             desk: desk.clone(),
             provider,
+            program: program.clone(),
             rates,
             began_ms: crate::rates::unix_ms(),
             submitted: Mutex::default(),
         });
-        let mut clerk = Clerk { options: options.clone(), desk: desk.clone(), logs: logs::Logs::default() };
         // A thread of their own: a roster does not wait behind a gigabyte.
         let mut porter =
             Porter { files: PayloadFiles::new(payload_files::dir(options))?, desk: desk.clone() };
+        let logs = logs::Logs::default();
+        let mut clerk = Clerk { options: options.clone(), desk: desk.clone(), logs, program };
         Ok(Work {
             submits: scheduler_thread("pf-submit", &scheduler)?,
             queries: scheduler_thread("pf-status", &scheduler)?,
@@ -158,6 +162,7 @@ struct Clerk {
     options: Arc<RelayOptions>,
     desk: Arc<Desk>,
     logs: logs::Logs,
+    program: Arc<Program>,
 }
 
 impl Clerk {
@@ -190,9 +195,11 @@ impl Clerk {
                 let result = blockdir::spools(&dir).map_err(|e| chain(&e));
                 self.desk.put(Input::SpoolsRead { block, result });
             }
-            Order::Tidy { keep, upto } => {
-                if let Err(error) = blockdir::tidy(&self.options.blocks_dir, &keep, upto) {
-                    tracing::warn!(error = chain(&error), "folders of old blocks stay");
+            Order::Tidy { keep, live, upto } => {
+                let folders = blockdir::tidy(&self.options.blocks_dir, &keep, upto);
+                let used = blockdir::programs(&self.options, &live);
+                if let Err(error) = folders.and(used).and_then(|used| self.program.tidy(&used)) {
+                    tracing::warn!(error = chain(&error), "what old blocks left stays");
                 }
             }
             Order::ReadLog { ask, task, from, live } => {

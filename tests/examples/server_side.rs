@@ -183,7 +183,6 @@ fn relay_options(root: &Path) -> Result<RelayOptions, Error> {
         poll_ms: None,
         submit_ms: None,
         rates_dir: dir("rates")?,
-        bin_dir: dir("bin")?,
         launcher: "local".into(),
         program: std::env::current_exe()?,
         state_dir: dir("state")?,

@@ -3,6 +3,7 @@
 
 use crate::repo_root;
 use crate::site::{Ran, Site, wait_for};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,16 @@ static TURN: RwLock<()> = RwLock::new(());
 const QUICK: [&str; 3] = ["poll=1s", "submit_every=1ms", "cores=2"];
 
 enum Turn {
-    Alone { _guard: RwLockWriteGuard<'static, ()> },
-    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    /// It was brought up for this test, in this folder.
+    Own {
+        _folder: tempfile::TempDir,
+    },
 }
 
 /// A cluster, for as long as it is held.
@@ -66,6 +75,27 @@ impl Cluster {
     #[must_use]
     pub fn shared() -> Option<Cluster> {
         Cluster::find(|| Turn::Shared { _guard: TURN.read().unwrap_or_else(PoisonError::into_inner) })
+    }
+
+    /// One of its own, brought up with these words and variables for `scripts/slurm-cluster`. None: there is no Slurm, or it lacks one of `programs`.
+    #[must_use]
+    pub fn own(up: &[&str], env: &[(&str, &str)], programs: &[&str]) -> Option<Cluster> {
+        let missing = programs.iter().find(|p| !Path::new(&real_path(p)).exists());
+        if let (Some(program), Some(_)) = (missing, std::env::var_os("PF_TEST_SLURM")) {
+            println!("SKIPPED: there is no {program} here");
+            return None;
+        }
+        let _ = std::env::var_os("PF_TEST_SLURM")?;
+        let folder = tempfile::Builder::new().prefix("pf-sl-").tempdir().expect("a temporary folder");
+        let conf = folder.path().join("c/etc/slurm.conf");
+        let mut command = Command::new(repo_root().join("scripts/slurm-cluster"));
+        command
+            .arg("up")
+            .args(up)
+            .envs(env.iter().copied())
+            .env("SLURM_CLUSTER_DIR", folder.path().join("c"));
+        let _ = Ran::of(command.stdin(Stdio::null())).expect_code(0);
+        Some(Cluster { conf, turn: Turn::Own { _folder: folder } })
     }
 
     /// Its slurm.conf.
@@ -129,7 +159,10 @@ impl Cluster {
     pub fn endpoint(&self, site: &Site, name: &str, settings: &[&str]) {
         let python = format!("python={}", crate::site::python());
         let add = ["endpoint", "add", name, "--profile", "generic-slurm", "--set", &python];
-        let _ = site.pf(&[&add, &QUICK[..], settings].concat()).expect_code(0);
+        let key = |setting: &'static str| setting.split('=').next().unwrap_or(setting);
+        let unsaid = |quick: &&'static str| !settings.iter().any(|s| s.split('=').next() == Some(key(quick)));
+        let quick: Vec<&str> = QUICK.into_iter().filter(unsaid).collect();
+        let _ = site.pf(&[&add, &quick[..], settings].concat()).expect_code(0);
     }
 
     /// Submits a script line as a batch job with this site's environment, its output in `out` there; its number.
@@ -184,6 +217,42 @@ impl Cluster {
         }
         site
     }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if matches!(self.turn, Turn::Own { .. }) {
+            self.control(&["down"]);
+        }
+    }
+}
+
+/// Submits tasks; the job's id.
+#[track_caller]
+pub fn submit(site: &Site, args: &[&str]) -> String {
+    site.pf(&[&["submit", "--quiet"], args].concat()).expect_code(0).stdout.trim().to_owned()
+}
+
+/// Blocks of an endpoint as `pf block list` has them, oldest first.
+#[must_use]
+pub fn blocks(site: &Site, endpoint: &str) -> Vec<Value> {
+    let listed = site.pf(&["block", "list", "--endpoint", endpoint, "--json"]).expect_code(0).json_lines();
+    listed.into_iter().map(|row| row["block"].clone()).collect()
+}
+
+/// How the first block of an endpoint ended, once it has.
+#[track_caller]
+pub fn end_of_first(site: &Site, endpoint: &str) -> Value {
+    wait_for(&format!("the end of the first block of {endpoint}"), || {
+        let end = blocks(site, endpoint).first()?["state"].get("ended").cloned();
+        end.filter(|e| !e.is_null())
+    })
+}
+
+/// What `pf endpoint explain` says.
+#[must_use]
+pub fn explain(site: &Site, endpoint: &str) -> String {
+    site.pf(&["endpoint", "explain", endpoint]).expect_code(0).stdout
 }
 
 /// Where a command lies.

@@ -1,10 +1,12 @@
 //! A relay dies and another takes its blocks over on a real Slurm: those that run, that still wait, and that ended meanwhile; on this login node or on another.
 
 use pf_tests::notes::Notes;
-use pf_tests::site::{Site, kill_hard, pf_binary, wait_for};
+use pf_tests::site::{Ran, Site, kill_hard, pf_binary, wait_for};
 use pf_tests::slurm::{Cluster, calls};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 /// Waits for `go.LABEL`, or for `go`.
 fn waiting(site: &Site) -> String {
@@ -129,4 +131,66 @@ fn a_relay_moves_to_another_login_node() {
     });
     wait_for("an empty queue", || cluster.queue("pf-moves-").is_empty().then_some(()));
     drop(second);
+}
+
+/// The programs that pilots and managers of this site run.
+fn programs(site: &Site) -> BTreeSet<PathBuf> {
+    let pids = [" pilot ", " manager "].into_iter().flat_map(|words| site.pids_of(words));
+    let programs = pids.filter_map(|pid| fs::read_link(format!("/proc/{pid}/exe")).ok());
+    // srun names the manager too.
+    programs.filter(|p| p.file_name().is_some_and(|n| n == "pf")).collect()
+}
+
+#[test]
+fn an_upgrade_leaves_running_blocks_their_version() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let site = cluster.site();
+    let notes = Notes::new(&site);
+    cluster.endpoint(&site, "up", &["queue=debug", "cores_per_node=2", "walltime=4m", "idle=1s"]);
+    let installed = site.path().join("installed");
+    let install = |program: &[u8]| {
+        let new = installed.with_extension("new");
+        fs::write(&new, program).expect("a program");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("an executable program");
+        fs::rename(&new, &installed).expect("the program in its place");
+    };
+    let pf =
+        |args: &[&str]| Ran::of(site.program(&installed).args(args)).expect_code(0).stdout.trim().to_owned();
+    let program = fs::read(pf_binary()).expect("the program");
+    install(&program);
+    let script = notes.script(&waiting(&site));
+    let submit =
+        |labels| pf(&["submit", "--quiet", "--endpoint", "up", "--array", labels, "--", "sh", "-c", &script]);
+    let job = submit("1-2");
+    wait_for("tasks to run", || (notes.began().len() == 2).then_some(()));
+    let old = programs(&site);
+    let bin = site.path().join("root/shared/blocks/up/bin");
+    assert!(old.len() == 1 && old.iter().all(|p| p.starts_with(&bin)), "{old:?}");
+
+    // Another version: an ELF file may have more behind its end.
+    install(&[&program[..], b"2"].concat());
+    if let Some(relay) = site.broker_pid() {
+        kill_hard(relay);
+    }
+    let _ = pf(&["status"]);
+    let more = submit("3-4");
+    let_go(&site, &[1, 2].into());
+    pf(&["wait", &job]);
+    wait_for("the next tasks", || (notes.began().len() == 4).then_some(()));
+    assert_eq!(programs(&site), old, "the block goes on with the version that it began with");
+    let_go(&site, &[3, 4].into());
+    pf(&["wait", &more]);
+    notes.check_once(1..=4);
+    wait_for("the block to be given back", || cluster.queue("pf-up-").is_empty().then_some(()));
+
+    let last = submit("5");
+    wait_for("a task in a new block", || notes.began().contains(&5).then_some(()));
+    let new = programs(&site);
+    assert!(new.len() == 1 && new.is_disjoint(&old), "{new:?}");
+    let_go(&site, &[5].into());
+    pf(&["wait", &last]);
+    wait_for("the old copy to be deleted", || {
+        (fs::read_dir(&bin).expect("the copies").count() == 1).then_some(())
+    });
+    assert!(new.iter().all(|p| p.exists()), "the new one stays");
 }

@@ -2,14 +2,13 @@
 
 use pf_tests::notes::Notes;
 use pf_tests::site::{Site, python, wait_for};
-use pf_tests::slurm::{Cluster, calls};
+use pf_tests::slurm::{Cluster, blocks, calls};
 use serde_json::Value;
 use std::fs;
 
 /// Blocks of an endpoint that are not over, as `pf` sees them.
 fn live_blocks(site: &Site, endpoint: &str) -> Vec<Value> {
-    let listed = site.pf(&["block", "list", "--endpoint", endpoint, "--json"]).expect_code(0).json_lines();
-    listed.into_iter().map(|row| row["block"].clone()).filter(|b| b["state"].get("ended").is_none()).collect()
+    blocks(site, endpoint).into_iter().filter(|b| b["state"].get("ended").is_none()).collect()
 }
 
 #[test]

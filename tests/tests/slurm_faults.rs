@@ -1,37 +1,13 @@
 //! What goes wrong on a real Slurm: commands that hang, submits that surface late, nodes that fail, preemption, walltimes, scripts that fail.
 
 use pf_tests::notes::Notes;
-use pf_tests::site::{Site, wait_for};
-use pf_tests::slurm::{Cluster, calls, hang, real_path, wrap};
-use serde_json::Value;
+use pf_tests::site::wait_for;
+use pf_tests::slurm::{Cluster, blocks, calls, end_of_first, explain, hang, real_path, submit, wrap};
 use std::fs;
 use std::time::{Duration, Instant};
 
 /// What a person waits for an answer without wondering.
 const PROMPT: Duration = Duration::from_secs(1);
-
-fn submit(site: &Site, args: &[&str]) -> String {
-    let base = ["submit", "--quiet"];
-    site.pf(&[&base, args].concat()).expect_code(0).stdout.trim().to_owned()
-}
-
-/// Blocks of an endpoint, oldest first.
-fn blocks(site: &Site, endpoint: &str) -> Vec<Value> {
-    let listed = site.pf(&["block", "list", "--endpoint", endpoint, "--json"]).expect_code(0).json_lines();
-    listed.into_iter().map(|row| row["block"].clone()).collect()
-}
-
-/// How the first block ended, once it has.
-fn end_of_first(site: &Site, endpoint: &str) -> Value {
-    wait_for("the end of the first block", || {
-        let end = blocks(site, endpoint).first()?["state"].get("ended").cloned();
-        end.filter(|e| !e.is_null())
-    })
-}
-
-fn explain(site: &Site, endpoint: &str) -> String {
-    site.pf(&["endpoint", "explain", endpoint]).expect_code(0).stdout
-}
 
 #[test]
 fn a_scheduler_that_hangs_holds_up_nothing_else() {

@@ -240,7 +240,6 @@ fn relay_options(
         poll_ms: endpoint.poll_ms,
         submit_ms: endpoint.submit_ms,
         rates_dir: places.durable.join("scheduler").join(&endpoint.provider),
-        bin_dir: places.shared.join("bin"),
         launcher: endpoint.launcher.clone(),
         program,
         state_dir: relay_state(config, name),

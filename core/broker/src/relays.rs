@@ -279,6 +279,7 @@ impl Broker {
             heartbeat_ms: timing.heartbeat_ms,
             silent_ms: timing.silent_ms,
             lease_ms: pf_protocol::limits::LEASE_MS,
+            redial_ms_max: pf_protocol::limits::REDIAL_MS_MAX.1,
         };
         let mut outs = Vec::new();
         let up = self.acceptor.welcome(turn.now, conn, welcome, &mut outs);

@@ -29,6 +29,7 @@ fn welcome(timing: Timing) -> Welcome {
         heartbeat_ms: timing.heartbeat_ms,
         silent_ms: timing.silent_ms,
         lease_ms: 60_000,
+        redial_ms_max: 2_000,
     }
 }
 

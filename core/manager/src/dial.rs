@@ -1,7 +1,7 @@
 //! Rounds of dialling around the link's dialler: all addresses of the ticket at once, again with a fresh ticket when a round failed. Used by
 //! both cores of this crate.
 
-use crate::limits::{DIAL_PAUSE_US_MAX, DIAL_PAUSE_US_MIN, DIAL_ROUND_US};
+use crate::limits::{DIAL_PAUSE_US_MAX, DIAL_PAUSE_US_MIN, DIAL_ROUND_PAUSES, DIAL_ROUND_US_MAX};
 use bytes::Bytes;
 use pf_link::{Dialer, Event, Out, Timing};
 use pf_protocol::message::{Hello, Message};
@@ -25,6 +25,8 @@ pub(crate) struct Dial {
     /// While not up: when the next round begins.
     next_round: Option<Micros>,
     failed_rounds: u32,
+    /// Longest pause between rounds, as the relay last told.
+    pause_max: Micros,
     jitter: u64,
     scratch: Vec<Out>,
 }
@@ -38,6 +40,7 @@ impl Dial {
             up: None,
             next_round: None,
             failed_rounds: 0,
+            pause_max: DIAL_PAUSE_US_MAX,
             jitter,
             scratch: Vec::new(),
         }
@@ -53,7 +56,7 @@ impl Dial {
 
     /// Begins the first round.
     pub fn start(&mut self, now: Micros, out: &mut Vec<DialEffect>) {
-        self.next_round = Some(now + DIAL_ROUND_US);
+        self.next_round = Some(now + self.round_us());
         out.push(DialEffect::Dial);
     }
 
@@ -116,7 +119,7 @@ impl Dial {
         let sent = self.dialer.send(now, message, &mut self.scratch);
         self.pass_on(out);
         if !sent && self.up.take().is_some() {
-            self.next_round = Some(now + DIAL_ROUND_US);
+            self.next_round = Some(now + self.round_us());
         }
         sent
     }
@@ -141,6 +144,8 @@ impl Dial {
                     self.up = Some(*conn);
                     self.next_round = None;
                     self.failed_rounds = 0;
+                    let told = welcome.redial_ms_max.saturating_mul(1_000);
+                    self.pause_max = if told == 0 { DIAL_PAUSE_US_MAX } else { told };
                     self.dialer.hello_mut().epoch_seen = welcome.epoch;
                     let losers: Vec<u64> = self.open.iter().copied().filter(|c| c != conn).collect();
                     for conn in losers {
@@ -150,7 +155,7 @@ impl Dial {
                 }
                 Event::Down { .. } => {
                     self.up = None;
-                    self.next_round = Some(now + DIAL_ROUND_US);
+                    self.next_round = Some(now + self.round_us());
                 }
                 Event::Refused { conn, refuse } if !refuse.retry => {
                     self.open.remove(conn);
@@ -174,9 +179,13 @@ impl Dial {
         self.dialer.hello_mut().epoch_seen
     }
 
+    fn round_us(&self) -> Micros {
+        self.pause_max.saturating_mul(DIAL_ROUND_PAUSES).min(DIAL_ROUND_US_MAX)
+    }
+
     fn rest_if_nothing_is_open(&mut self, now: Micros) {
         if self.open.is_empty() && self.up.is_none() {
-            let base = (DIAL_PAUSE_US_MIN << self.failed_rounds.min(10)).min(DIAL_PAUSE_US_MAX);
+            let base = (DIAL_PAUSE_US_MIN << self.failed_rounds.min(10)).min(self.pause_max);
             self.jitter ^= self.jitter << 13;
             self.jitter ^= self.jitter >> 7;
             self.jitter ^= self.jitter << 17;
@@ -195,5 +204,88 @@ impl Dial {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pf_protocol::frame::Frame;
+    use pf_protocol::message::{VERSION_MAX, VERSION_MIN, Welcome, Who};
+    use pf_protocol::{BlockId, EndpointId};
+
+    /// Times at which a peer whose relay told `redial_ms_max` and is gone dials anew, where each round fails at once or not by itself.
+    fn rounds(redial_ms_max: u64, refused: bool) -> Vec<Micros> {
+        let who = Who::Pilot {
+            block: BlockId(1),
+            incarnation: 7,
+            scheduler_id: None,
+            restarts: 0,
+            nodes: Vec::new(),
+            walltime_left_ms: 0,
+        };
+        let hello = Hello {
+            who,
+            incarnation: 7,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            epoch_seen: Epoch(0),
+            host: "n1".into(),
+            pid: 1,
+            clock_ms: 0,
+        };
+        let welcome = Welcome {
+            session: 1,
+            version: VERSION_MAX,
+            epoch: Epoch(1),
+            endpoint: EndpointId(1),
+            heartbeat_ms: 1_000,
+            silent_ms: 10_000,
+            lease_ms: 60_000,
+            redial_ms_max,
+        };
+        let mut dial = Dial::new(hello, Timing::default());
+        let (mut events, mut out) = (Vec::new(), Vec::new());
+        dial.start(0, &mut out);
+        dial.on_dialled(0, &[1]);
+        dial.on_connected(0, 1, &mut out);
+        let frame = Frame { session: 1, seq: 1, message: welcome.into() }.encode().unwrap();
+        dial.on_frame(0, 1, &frame, &mut events, &mut out);
+        assert!(dial.is_up());
+        dial.on_closed(0, 1, &mut events);
+        let (mut at, mut rounds) = (0, vec![0]);
+        while rounds.len() < 20 {
+            at = dial.next_deadline().unwrap().max(at);
+            out.clear();
+            dial.on_timer(at, &mut events, &mut out);
+            if out.iter().any(|effect| matches!(effect, DialEffect::Dial)) {
+                let conn = 1 + rounds.len() as u64;
+                dial.on_dialled(at, &[conn]);
+                if refused {
+                    dial.on_closed(at, conn, &mut events);
+                }
+                rounds.push(at);
+            }
+        }
+        rounds
+    }
+
+    fn longest(rounds: &[Micros]) -> Micros {
+        rounds.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_few_come_back_within_seconds_and_many_are_spread() {
+        assert!(longest(&rounds(2_000, true)) <= 3_000_000);
+        let many = longest(&rounds(10_000, true));
+        assert!(many > 5_000_000 && many <= 15_000_000, "{many}");
+        // A relay of an earlier version does not tell.
+        assert_eq!(rounds(0, true), rounds(10_000, true));
+    }
+
+    #[test]
+    fn where_few_dial_the_ticket_is_soon_read_again_though_nobody_answers() {
+        assert!(longest(&rounds(2_000, false)) <= 4_000_000);
+        assert!(longest(&rounds(10_000, false)) > 15_000_000);
     }
 }

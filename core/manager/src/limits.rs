@@ -4,13 +4,17 @@ use pf_protocol::Micros;
 
 const SECOND: Micros = 1_000_000;
 
-/// A round of dialling is given up after this: TCP and CURVE have 15 s each at the worst, HELLO is repeated every 5 s.
-pub const DIAL_ROUND_US: Micros = 20 * SECOND;
+/// A round of dialling is given up after this where many dial: TCP and CURVE have 15 s each at the worst, HELLO is repeated every 5 s.
+pub const DIAL_ROUND_US_MAX: Micros = 20 * SECOND;
 
-/// First pause between rounds; doubles up to [`DIAL_PAUSE_US_MAX`], spread by ±50 %.
+/// A round of dialling is given up after so many of the longest pauses: where few dial, an address that does not answer within seconds is that of a host that
+/// is gone, and the ticket may name another one by now.
+pub const DIAL_ROUND_PAUSES: Micros = 2;
+
+/// First pause between rounds; doubles up to the longest, which a relay tells, spread by ±50 %.
 pub const DIAL_PAUSE_US_MIN: Micros = SECOND / 5;
 
-/// Longest pause between rounds: each one reads the ticket on the shared file system, from every node.
+/// Longest pause between rounds until a relay has told another.
 pub const DIAL_PAUSE_US_MAX: Micros = 10 * SECOND;
 
 /// From SIGTERM to SIGKILL of a task: enough to write a checkpoint note, short beside any time limit.

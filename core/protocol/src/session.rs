@@ -43,7 +43,7 @@ pub enum Who {
         node: String,
         /// What it offers.
         capacity: NodeCapacity,
-        /// Walltime left, milliseconds.
+        /// Walltime left for tasks, milliseconds: without what it keeps for the end.
         walltime_left_ms: u64,
     },
     /// A pilot.
@@ -81,6 +81,9 @@ pub struct Welcome {
     pub silent_ms: u64,
     /// Lease L of a manager, milliseconds.
     pub lease_ms: u64,
+    /// Longest pause of a peer that has lost this side before it dials again, milliseconds: it grows with their number.
+    #[serde(default)]
+    pub redial_ms_max: u64,
 }
 
 /// The accepting side does not want this peer. Final unless `retry`.

@@ -31,6 +31,9 @@ pub struct Ticket {
     pub walltime_ms: u64,
     /// The block's folder on the shared place.
     pub dir: String,
+    /// The `pf` that its script starts; kept until the block is over.
+    #[serde(default)]
+    pub program: String,
     /// Folder for task logs.
     pub output_dir: String,
     /// Node-local folder for sockets and scratch; probed, else the system's temporary folder.

@@ -114,6 +114,7 @@ fn messages() -> Vec<Message> {
             heartbeat_ms: 1000,
             silent_ms: 10_000,
             lease_ms: 60_000,
+            redial_ms_max: 2_000,
         }
         .into(),
         Refuse { code: "claimed".into(), message: "block b3 has a pilot".into(), retry: false }.into(),

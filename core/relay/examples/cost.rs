@@ -83,6 +83,7 @@ fn main() {
                         heartbeat_ms: 1_000_000,
                         silent_ms: 10_000_000,
                         lease_ms: 60_000,
+                        redial_ms_max: 2_000,
                     };
                     broker.welcome(now, conn, welcome, &mut out);
                     broker.send(now, conn, Unfinished { jobs: vec![], last: true }.into(), &mut out);

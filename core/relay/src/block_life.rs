@@ -125,7 +125,6 @@ impl Relay {
         self.read_spools(id);
         self.judge_end(id, &end, by_us);
         self.roster_changed();
-        self.forget_old_blocks();
     }
 
     fn read_spools(&mut self, id: BlockId) {
@@ -207,6 +206,9 @@ impl Relay {
         {
             self.read_spools(id);
         }
+        if self.blocks.all.get(&id).is_some_and(|b| b.spools_read) {
+            self.forget_old_blocks();
+        }
         self.roster_changed();
         self.check_barrier();
     }
@@ -226,15 +228,15 @@ impl Relay {
         for id in over.into_iter().take(most) {
             self.blocks.all.remove(&id);
         }
-        if most > 0 {
-            self.tidy_blocks();
-        }
+        self.tidy_blocks();
     }
 
-    /// Folders of blocks that nobody asks for any more are deleted, those that an earlier relay left too.
+    /// Folders of blocks that nobody asks for any more are deleted, those that an earlier relay left too; and programs that no block runs.
     pub(crate) fn tidy_blocks(&mut self) {
         let keep = self.blocks.all.keys().copied().collect();
-        self.effects.push(Effect::TidyBlocks { keep, upto: BlockId(self.blocks.roster.next_block) });
+        let live = self.blocks.live().map(|b| b.record.block).collect();
+        let upto = BlockId(self.blocks.roster.next_block);
+        self.effects.push(Effect::TidyBlocks { keep, live, upto });
     }
 }
 

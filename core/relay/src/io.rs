@@ -347,6 +347,8 @@ pub enum Effect {
     TidyBlocks {
         /// Blocks that are kept.
         keep: Vec<BlockId>,
+        /// Those among them that are not over: nothing that they run is deleted.
+        live: Vec<BlockId>,
         /// Highest number that was ever given.
         upto: BlockId,
     },

@@ -376,6 +376,12 @@ impl Relay {
         self.managers_link.timing().heartbeat_ms.max(spread).max(pf_protocol::limits::HEARTBEAT_MS_MIN)
     }
 
+    /// The pause between two rounds of dialling that so many managers allow, milliseconds.
+    fn redial_ms_max(&self) -> u64 {
+        let (least, most) = pf_protocol::limits::REDIAL_MS_MAX;
+        (self.managers.len() as u64 * 1_000 / pf_protocol::limits::REDIALS_PER_S_MAX).clamp(least, most)
+    }
+
     /// Welcomes a manager or pilot.
     pub(crate) fn welcome(&mut self, conn: u64) -> bool {
         let heartbeat_ms = self.heartbeat_ms();
@@ -387,6 +393,7 @@ impl Relay {
             heartbeat_ms,
             silent_ms: heartbeat_ms * pf_protocol::limits::SILENT_INTERVALS,
             lease_ms: pf_protocol::limits::LEASE_MS,
+            redial_ms_max: self.redial_ms_max(),
         };
         self.managers_link.welcome(self.now, conn, welcome, &mut self.outs)
     }

@@ -64,6 +64,7 @@ impl RelayNode {
                         heartbeat_ms: 1_000,
                         silent_ms: 10_000,
                         lease_ms: 60_000,
+                        redial_ms_max: 2_000,
                     };
                     self.link.welcome(now, conn, welcome, &mut outs);
                     self.conn = Some(conn);
@@ -163,6 +164,7 @@ impl Rig {
             nodes: 1,
             walltime_ms: 3_600_000,
             dir: text(""),
+            program: String::new(),
             output_dir: text("out"),
             local_dir: Some(text("")),
             payloads_dir: Some(text("payloads")),

@@ -257,7 +257,8 @@ impl ManagerCore {
     }
 
     fn tell_walltime(&mut self, now: Micros) {
-        let left_ms = self.config.walltime_end.saturating_sub(now) / 1_000;
+        // Without what it keeps for the end: no task is to come that it would refuse for lack of time.
+        let left_ms = self.config.walltime_end.saturating_sub(self.reserve_us).saturating_sub(now) / 1_000;
         if let Who::Manager { walltime_left_ms, .. } = &mut self.dial.hello_mut().who {
             *walltime_left_ms = left_ms;
         }

@@ -131,6 +131,7 @@ impl Rig {
                     heartbeat_ms: 1_000,
                     silent_ms: 10_000,
                     lease_ms: 60_000,
+                    redial_ms_max: 2_000,
                 };
                 self.relay.welcome(self.now, conn, welcome, outs);
             }

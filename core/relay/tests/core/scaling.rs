@@ -311,9 +311,10 @@ fn folders_of_old_blocks_are_deleted_and_the_last_are_kept() {
         world.pass(3 * SECOND);
     }
     let last = world.submits.last().copied().map_or(0, |b| b.0);
-    // Twenty that were read, the one that has just ended, and the one that lives.
-    assert_eq!(world.folders.first(), Some(&BlockId(last - 21)), "{:?}", world.folders);
+    // Twenty that were read, and the one that lives.
+    assert_eq!(world.folders.first(), Some(&BlockId(last - 20)), "{:?}", world.folders);
     assert_eq!(world.folders.last(), Some(&BlockId(last)));
+    assert_eq!(world.in_use, [BlockId(last)], "programs of blocks that are over are of no use");
 }
 
 #[test]

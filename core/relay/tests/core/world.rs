@@ -89,6 +89,8 @@ pub struct World {
     pub file_effects: Vec<Effect>,
     /// What managers speak at the most.
     pub version_max: u16,
+    /// Blocks whose programs were to be kept when the shell was last told to tidy up.
+    pub in_use: Vec<BlockId>,
     inputs: VecDeque<Input>,
     running: bool,
 }
@@ -159,6 +161,7 @@ impl World {
             reads: Vec::new(),
             file_effects: Vec::new(),
             version_max: VERSION_MAX,
+            in_use: Vec::new(),
             inputs: VecDeque::new(),
             running: false,
         };
@@ -262,7 +265,10 @@ impl World {
                 self.input(Input::BlockLog { block: record.block, tail });
                 self.input(Input::SpoolsRead { block: record.block, result: Ok(found) });
             }
-            Effect::TidyBlocks { keep, upto } => self.folders.retain(|b| *b > upto || keep.contains(b)),
+            Effect::TidyBlocks { keep, live, upto } => {
+                self.folders.retain(|b| *b > upto || keep.contains(b));
+                self.in_use = live;
+            }
             Effect::NotYet { .. } => {}
             Effect::PayloadWrite { job, hash, offset, bytes, .. } => {
                 let file = self.files.entry((job, hash)).or_default();
@@ -312,6 +318,7 @@ impl World {
                     heartbeat_ms: 1_000,
                     silent_ms: 10_000,
                     lease_ms: 60_000,
+                    redial_ms_max: 2_000,
                 };
                 let mut out = Vec::new();
                 self.broker.welcome(self.now, conn, welcome, &mut out);
