@@ -81,8 +81,8 @@ pub struct Place {
 /// Signals to a launched process, by which what runs below it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
-    /// Reaches every process that was started, and asks it to end in its own time. None: no signal does; managers are then reached by their relay alone, or
-    /// by the end of their standard input ([`Launcher::tethers`]).
+    /// Reaches every process that was started, nothing that these started, and asks it to end in its own time. None: no signal does; managers are then reached
+    /// by their standard input ([`Launcher::tethers`]), or by their relay alone.
     pub drain: Option<i32>,
     /// The same for one that has more time, where the launcher passes on a second signal; else as `drain`.
     pub warn: Option<i32>,
@@ -134,7 +134,8 @@ pub trait Launcher: Send + Sync {
         true
     }
 
-    /// Whether a process notices by its standard input that it was let go: the pilot then holds the other end of it.
+    /// Whether the processes' standard input comes from the launcher's: the pilot then holds the other end, says by it that they are to end soon, and lets it
+    /// go when they are to end.
     fn tethers(&self) -> bool {
         false
     }

@@ -74,17 +74,11 @@ const REMOVED: [&str; 59] = [
 
 /// What each step of ours has in common. `--overlap` shares CPUs, memory and GPUs with other steps: a program of many ranks can run
 /// beside the managers. Without `--exact` (and `-c`, which implies it) and with `--mem=0` a step may use all that the job has on its nodes;
-/// without an option for GPUs it sees all of the job's. Managers have besides `--wait=0` and `--kill-on-bad-exit=0`: when one ends the others go on; and
-/// `--no-kill`: also when a node fails.
-const SHARED: [&str; 7] = [
-    "--overlap",
-    "--mem=0",
-    "--cpu-bind=none",
-    "--mem-bind=none",
-    "--export=ALL",
-    "--input=none",
-    "--distribution=block",
-];
+/// without an option for GPUs it sees all of the job's. Managers have besides `--wait=0` and `--kill-on-bad-exit=0`: when one ends the others go on;
+/// `--no-kill`: also when a node fails; and `--input=all`: srun passes a signal on to every process of its step, tasks included, standard input to
+/// managers alone.
+const SHARED: [&str; 6] =
+    ["--overlap", "--mem=0", "--cpu-bind=none", "--mem-bind=none", "--export=ALL", "--distribution=block"];
 
 impl Launcher for Srun {
     fn name(&self) -> &'static str {
@@ -103,10 +97,21 @@ impl Launcher for Srun {
         Some(ended)
     }
 
+    fn tethers(&self) -> bool {
+        true
+    }
+
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {
         let mut argv = step(plan.nodes.len(), plan.nodes.len());
-        let own =
-            ["--ntasks-per-node=1", "--wait=0", "--no-kill", "--kill-on-bad-exit=0", "--mpi=none", "--label"];
+        let own = [
+            "--ntasks-per-node=1",
+            "--wait=0",
+            "--no-kill",
+            "--kill-on-bad-exit=0",
+            "--mpi=none",
+            "--label",
+            "--input=all",
+        ];
         argv.extend(own.map(String::from));
         argv.extend(plan.argv_for("SLURM_NODEID"));
         let (env, nodes) = (plan.env.clone(), plan.numbers(self.name())?);
@@ -118,13 +123,13 @@ impl Launcher for Srun {
         let mut argv = step(plan.nodes.len(), plan.nodes.len() * per_node);
         argv.push(format!("--ntasks-per-node={per_node}"));
         argv.push(format!("--nodelist={}", plan.names()));
-        argv.push("--kill-on-bad-exit=1".into());
+        argv.extend(["--kill-on-bad-exit=1", "--input=none"].map(String::from));
         argv.extend(plan.shimmed("slurm")?);
         Ok(Launch { argv, env: plan.env.clone(), env_remove: removed(), ..Launch::default() })
     }
 
     fn stop(&self) -> Stop {
-        Stop::PASSES_USER_SIGNALS
+        Stop { drain: None, warn: None, kill: Stop::TERM }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pilot's managers: started with the block's launcher, signalled, and their ends taken. Called by the pilot's shell.
 
 use crate::limits::{MANAGER_BEFORE_PILOT_MS, STOP_GRACE_MS};
-use crate::manager::WALLTIME_VARIABLE;
+use crate::manager::{TETHER_WARNED, WALLTIME_VARIABLE};
 use crate::pilot::log;
 use crate::words::Words;
 use crate::{children, environment, process};
@@ -11,7 +11,7 @@ use pf_launcher::{BlockNode, Launch, LaunchPlan, Launcher};
 use pf_manager_core::PilotInput;
 use pf_protocol::Micros;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(crate) struct Managers {
 struct Running {
     /// Numbers of the nodes whose managers live below it.
     nodes: Vec<u16>,
-    /// Whose end tells them to end.
+    /// Their standard input: by it they are warned, and its end tells them to end.
     tether: Option<ChildStdin>,
 }
 
@@ -127,16 +127,19 @@ impl Managers {
 
     /// Asks all to end in order.
     pub fn drain(&mut self, grace_ms: u64) {
-        let stop = self.launcher.stop();
-        match if grace_ms > STOP_GRACE_MS { stop.warn } else { stop.drain } {
+        let (stop, warned) = (self.launcher.stop(), grace_ms > STOP_GRACE_MS);
+        match if warned { stop.warn } else { stop.drain } {
             Some(signal) => self.signal(signal),
-            None => {
-                let let_go = self.running.values_mut().filter_map(|running| running.tether.take()).count();
-                log(&format!(
-                    "launcher {} passes no signals; {let_go} manager(s) let go",
-                    self.launcher.name()
-                ));
+            None if !self.launcher.tethers() => {
+                log(&format!("launcher {} passes no signals to managers", self.launcher.name()));
             }
+            None if warned => {
+                for tether in self.running.values_mut().filter_map(|running| running.tether.as_mut()) {
+                    // One that has ended has nobody to warn; its end is seen in a moment.
+                    let _ = tether.write_all(&[TETHER_WARNED]);
+                }
+            }
+            None => self.running.values_mut().for_each(|running| running.tether = None),
         }
     }
 

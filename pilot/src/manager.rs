@@ -9,6 +9,8 @@ use crate::output::OutputLog;
 use crate::programs::Programs;
 use crate::spawn::Spawners;
 use crate::{environment, guard, node_shape, process, ticket};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pf_launcher::NODE_NAME_VARIABLE;
 use pf_link::Timing;
 use pf_manager_core::{ManagerConfig, ManagerCore};
@@ -16,7 +18,7 @@ use pf_protocol::ManagerId;
 use pf_protocol::ticket::Ticket;
 use pf_transport::{Reactor, Waker, now_us};
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +29,9 @@ const WORKER_PY: &str = include_str!("../../python/pilotfish/worker.py");
 
 /// Walltime that is left for a manager, milliseconds; set by the pilot.
 pub(crate) const WALLTIME_VARIABLE: &str = "PF_WALLTIME_LEFT_MS";
+
+/// A word on the standard input of a tethered manager: it is to end, and its tasks have as long as when a batch system warns.
+pub(crate) const TETHER_WARNED: u8 = b'w';
 
 /// Why a manager cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +62,7 @@ pub struct ManagerArgs {
     pub environment: Option<PathBuf>,
     /// Whether this process only watches over the manager, which is its child.
     pub guard: bool,
-    /// Whether the end of standard input is an order to end.
+    /// Whether words on standard input, and its end, are orders to end.
     pub tether: bool,
 }
 
@@ -95,12 +100,16 @@ fn node_number(given: &str) -> Result<u16, ManagerError> {
     number.ok_or_else(|| ManagerError::Node { given: given.into() })
 }
 
-/// Ends this process in order when its standard input ends: its launcher is gone, or was told to let go.
+/// Ends this process in order when its standard input says so or ends: its launcher is gone, or was told to let go. A signal to itself reaches nobody else.
 fn tie_to_stdin() -> io::Result<()> {
-    let watch = || {
-        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    let tell = |signal| {
         // Its own process can always be signalled.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGTERM);
+        let _ = kill(Pid::this(), signal);
+    };
+    let watch = move || {
+        let words = io::stdin().lock().bytes().map_while(Result::ok);
+        words.filter(|word| *word == TETHER_WARNED).for_each(|_| tell(Signal::SIGUSR2));
+        tell(Signal::SIGTERM);
     };
     std::thread::Builder::new().name("tether".into()).spawn(watch).map(drop)
 }
