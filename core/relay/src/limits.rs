@@ -62,9 +62,12 @@ pub const POLL_CALM_US: u64 = 10_000_000;
 /// it and for the lookups that follow.
 pub const POLL_LOST_US: u64 = 600_000_000;
 
-/// Walltime that a block which has not begun is believed to lose until its managers run, milliseconds, unless more was measured: a task that
+/// Walltime that a block which has not begun is believed to lose to its start and its end, milliseconds, unless more was measured: a task that
 /// needs all of a block's walltime would never start, and blocks would come and go for it for ever.
 pub const START_MARGIN_MS: u64 = 60_000;
+
+/// Of a short block it is this part of the walltime: managers keep a tenth for the end, and a few seconds go by at the start.
+pub const START_MARGIN_SHARE: u64 = 4;
 
 /// A limit of node-hours may shorten a block's walltime down to this, milliseconds: below, start and end are most of it.
 pub const WALLTIME_MS_MIN: u64 = 600_000;

@@ -1,10 +1,11 @@
 //! From demand to blocks: a pure function from a snapshot to a plan that carries its reasons in words. `Relay::scale` takes the snapshot and
 //! carries the plan out; nothing else decides how many blocks there are. The rules, for people, are in `docs/scaling.md`.
 
-use crate::limits::{LIVE_BLOCKS_MAX, START_MARGIN_MS, TAIL_NODES_SHARE, WALLTIME_MS_MIN};
-use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape, minutes};
+use crate::limits::{LIVE_BLOCKS_MAX, TAIL_NODES_SHARE, WALLTIME_MS_MIN};
+use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape, start_margin_ms};
 pub use crate::snapshot::*;
 use pf_protocol::resources::{NodeCapacity, Resources};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// Decides. Equal snapshots give equal plans.
@@ -12,8 +13,10 @@ use std::collections::BTreeMap;
 pub fn plan(snapshot: &Snapshot) -> Plan {
     let mut planner = Planner::new(snapshot);
     let mut demands: Vec<&Demand> = snapshot.demands.iter().collect();
-    // A job with a limit comes last, so that it uses what others have asked for; the pickiest come first.
-    demands.sort_by_key(|d| (d.brake.is_some(), std::cmp::Reverse(d.time_needed_ms)));
+    // A job with a limit comes last, so that it uses what others have asked for, and the less it may use the later; then the pickiest come first.
+    demands.sort_by_key(|d| {
+        (d.brake.is_some(), Reverse(d.brake.map(|b| b.left_node_ms)), Reverse(d.time_needed_ms))
+    });
     for demand in &demands {
         planner.serve(demand);
     }
@@ -162,11 +165,11 @@ impl<'a> Planner<'a> {
 
     /// Whether a block that has not begun will have enough walltime left when it has come up.
     fn lasts(&self, shape: &str, walltime_ms: u64, needed_ms: u64) -> bool {
-        needed_ms == 0 || walltime_ms >= needed_ms.saturating_add(self.start_ms(shape))
+        needed_ms == 0 || walltime_ms >= needed_ms.saturating_add(self.start_ms(shape, walltime_ms))
     }
 
-    fn start_ms(&self, shape: &str) -> u64 {
-        self.s.books.get(shape).map_or(0, |b| b.start_ms).max(START_MARGIN_MS)
+    fn start_ms(&self, shape: &str, walltime_ms: u64) -> u64 {
+        self.s.books.get(shape).map_or(0, |b| b.start_ms).max(start_margin_ms(walltime_ms))
     }
 
     /// Plans one more block for the demand, or for nobody in particular: its place in `out.submit`.
@@ -208,12 +211,7 @@ impl<'a> Planner<'a> {
         }
         let needed_ms = demand.map_or(0, |d| d.time_needed_ms);
         if !self.lasts(&shape.name, shape.walltime_ms, needed_ms) {
-            return Err(format!(
-                "its walltime of {} is too short for tasks that need {} and a start of up to {}",
-                minutes(shape.walltime_ms),
-                minutes(needed_ms),
-                minutes(self.start_ms(&shape.name))
-            ));
+            return Err(shape.too_short(needed_ms, self.start_ms(&shape.name, shape.walltime_ms)));
         }
         self.not_held_back(shape)?;
         self.below_maxima(shape)?;

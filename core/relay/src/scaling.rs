@@ -1,7 +1,7 @@
 //! What an endpoint's owner says about blocks: how many, of which shape, on whose account. The shell fills it from the endpoint's
 //! configuration; [`crate::plan`] decides by it.
 
-use crate::limits::START_MARGIN_MS;
+use crate::limits::{START_MARGIN_MS, START_MARGIN_SHARE};
 use pf_protocol::resources::{NodeCapacity, Resources};
 
 /// Node-milliseconds in a thousandth of a node-hour.
@@ -87,21 +87,28 @@ impl Shape {
         if let Some(why) = self.node.as_ref().and_then(|node| resources.why_not_on(node)) {
             return Some(format!("its nodes are too small: {why}"));
         }
-        let least = time_needed_ms.saturating_add(START_MARGIN_MS);
-        (time_needed_ms > 0 && self.walltime_ms < least).then(|| {
-            format!(
-                "its walltime of {} is too short for tasks that need {} and a start of {}",
-                minutes(self.walltime_ms),
-                minutes(time_needed_ms),
-                minutes(START_MARGIN_MS)
-            )
-        })
+        let margin_ms = start_margin_ms(self.walltime_ms);
+        (time_needed_ms > 0 && self.walltime_ms < time_needed_ms.saturating_add(margin_ms))
+            .then(|| self.too_short(time_needed_ms, margin_ms))
+    }
+
+    /// The words for a walltime that does not suffice.
+    pub(crate) fn too_short(&self, needed_ms: u64, start_ms: u64) -> String {
+        let [walltime, needed, start] = [self.walltime_ms, needed_ms, start_ms].map(span);
+        format!(
+            "its walltime of {walltime} is too short for tasks that need {needed}: {start} go to its start and its end"
+        )
     }
 }
 
-/// Minutes in words, rounded up.
-pub(crate) fn minutes(ms: u64) -> String {
-    format!("{} min", ms.div_ceil(60_000))
+/// Walltime that a block of this one is believed to lose to its start and its end, until it was measured. Milliseconds.
+pub(crate) fn start_margin_ms(walltime_ms: u64) -> u64 {
+    START_MARGIN_MS.min(walltime_ms / START_MARGIN_SHARE)
+}
+
+/// A time in words, rounded up.
+pub(crate) fn span(ms: u64) -> String {
+    if ms < 120_000 { format!("{} s", ms.div_ceil(1_000)) } else { format!("{} min", ms.div_ceil(60_000)) }
 }
 
 impl Default for Shape {

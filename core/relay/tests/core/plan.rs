@@ -155,6 +155,15 @@ fn a_task_that_needs_all_of_the_walltime_never_gets_a_block() {
     assert!(w.plan().submit.is_empty());
     w.demands[0].time_needed_ms = HOUR - 60_000;
     assert_eq!(w.plan().submit.len(), 1);
+    // A short block keeps a quarter.
+    let mut short = w.clone();
+    short.scaling.shapes[0].walltime_ms = 60_000;
+    for (needed_s, blocks) in [(45, 1), (46, 0)] {
+        short.demands[0].time_needed_ms = needed_s * 1_000;
+        let plan = short.plan();
+        assert_eq!(plan.submit.len(), blocks, "{needed_s} s: {:?}", plan.shapes);
+    }
+    assert!(short.plan().shapes[0].1.contains("walltime of 60 s is too short for tasks that need 46 s"));
     // And when blocks were seen to need ten minutes to come up, that is learned.
     w.books.get_mut("a").unwrap().start_ms = 600_000;
     assert!(w.plan().submit.is_empty());
