@@ -45,10 +45,11 @@ pub fn times_words(times: &Times) -> Option<String> {
 /// One group of failures: head line and where.
 #[must_use]
 pub fn error_lines(group: &ErrorGroup) -> Vec<String> {
-    let code = match (group.exit, group.signal) {
-        (Some(exit), _) => format!("exit code {exit}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => group.kind.replace('_', " "),
+    // Of a task that was ended from outside the kind says more than how its process took that.
+    let code = match (group.kind.as_str(), group.exit, group.signal) {
+        ("exit", Some(exit), _) => format!("exit code {exit}"),
+        ("signal", _, Some(signal)) => format!("signal {signal}"),
+        _ => group.kind.replace('_', " "),
     };
     // The message often is the code in words already.
     let what = match group.message.as_str() {
