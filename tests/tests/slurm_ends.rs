@@ -187,7 +187,7 @@ fn what_cannot_fit_into_a_block_is_refused_and_what_fits_runs() {
     let site = cluster.site();
     cluster.endpoint(&site, "short", &["queue=debug", "cores_per_node=1", "walltime=1m", "idle=1s"]);
     let task = |needed| submit(&site, &["--endpoint", "short", "--time-needed", needed, "--", "true"]);
-    let (fits, never) = (task("40s"), task("50s"));
+    let (fits, never) = (task("40s"), task("59s"));
     let waited = site.pf(&["wait", &never]);
     assert!(waited.code == 1 && waited.stderr.contains("its walltime of 60 s is too short"), "{waited:?}");
     let _ = site.pf(&["wait", &fits]).expect_code(0);
