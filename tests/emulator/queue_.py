@@ -191,8 +191,6 @@ class Queue:
                 )
             except OSError:
                 return 254, None
-        # The limits of tests are shorter than a scheduler's smallest.
-        limit = self.settings.get("walltime_s") or job["walltime_s"]
         end, steps, step_at, stopped = None, [], None, False
         while process.poll() is None:
             now = time.time()
@@ -204,7 +202,9 @@ class Queue:
                 end, steps, step_at = seen["kill"], list(job["kill_steps"]), now
                 if end == "lost":
                     steps = ["KILL"]
-            elif end is None and now >= job["started"] + limit:
+                elif end == "walltime":
+                    steps = list(job["walltime_steps"])
+            elif end is None and now >= job["started"] + job["walltime_s"]:
                 end, steps, step_at = "walltime", list(job["walltime_steps"]), now
             if seen["kill"] == "forced" and end != "lost" and steps != []:
                 end, steps, step_at = "cancelled", ["KILL"], now

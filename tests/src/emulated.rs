@@ -129,7 +129,8 @@ impl Emulated {
         self.jobs().into_iter().filter(|j| j.state != "ended").collect()
     }
 
-    /// What happens to a job behind the back of `pf`: `cancelled` (by its user), `preempted` (deleted for another), `lost` (its node).
+    /// What happens to a job behind the back of `pf`: `cancelled` (by its user), `preempted` (deleted for another), `walltime` (which comes at once:
+    /// limits of tests are shorter than a scheduler's smallest), `lost` (its node).
     pub fn strike(&self, id: u64, how: &str) {
         self.change(id, "kill", how.into());
     }

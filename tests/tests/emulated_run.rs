@@ -3,7 +3,7 @@
 
 use pf_tests::emulated::{Emulated, Kind};
 use pf_tests::notes::Notes;
-use pf_tests::site::{pf_binary, wait_for};
+use pf_tests::site::{pf_binary, python, wait_for};
 use serde_json::json;
 use std::fs;
 
@@ -34,33 +34,49 @@ fn all_nodes_and_no_command(kind: Kind) {
     assert!(left.is_empty(), "what was all done left its folder: {left:?}");
 }
 
-/// `end` is what comes: a cancel of the user's, or the walltime; `signal` is what the scheduler sends then.
+/// `end` is what comes: a cancel of the user's, or the walltime; `signal` is what the scheduler sends then. Some tasks have ended by then, and been
+/// told of; the others wait for a mark, so that none is just about to end.
 fn an_early_end_and_another_allocation(kind: Kind, end: &str, signal: &str) {
     let emulated = Emulated::new(kind, 2);
     let notes = Notes::new(&emulated.site);
     emulated.set("kill_delay_s", json!(30));
-    if end == "walltime" {
-        emulated.set("walltime_s", json!(2));
-    }
-    let id =
-        emulated.batch(2, &run(&format!("--cores 1 --array 1-60 -- sh -c '{}'", notes.script("sleep 0.3"))));
-    if end == "cancelled" {
-        wait_for("tasks to be done", || (notes.done().len() >= 2).then_some(()));
-        emulated.strike(id, "cancelled");
-    }
+    let go = emulated.site.path().join("go");
+    let wait = format!("while ! test -e {}; do sleep 0.05; done", go.display());
+    let script = notes.script(&format!("test $PF_INDEX -le 4 || {wait}; echo did $PF_INDEX"));
+    let id = emulated.batch(2, &run(&format!("--cores 1 --array 1-12 -- sh -c '{script}'")));
+    wait_for("tasks to be told of", || (output(&emulated).matches("did ").count() == 4).then_some(()));
+    emulated.strike(id, end);
     let job = emulated.end_of(id);
     let said = output(&emulated);
     assert_eq!((job.code, job.end.as_deref()), (Some(8), Some(end)), "{said}");
     assert!(said.contains(&format!("told to end by {signal}")), "{said}");
-    let done = notes.done().len();
-    assert!((1..60).contains(&done), "{done} of 60 were done");
-    emulated.set("walltime_s", json!(600));
+    assert!(said.contains("8 tasks not done"), "{said}");
+    assert_eq!(notes.done(), (1..=4).collect());
+    fs::write(go, "").expect("a mark");
     let hint =
         said.lines().find_map(|line| line.split_once("go on with pf run ")).expect("a hint").1.to_owned();
-    let id = emulated.batch(2, &run(&hint));
-    let job = emulated.end_of(id);
+    let job = emulated.end_of(emulated.batch(2, &run(&hint)));
     assert_eq!((job.code, job.end), (Some(0), None), "{}", output(&emulated));
-    notes.check_done_once(1..=60);
+    notes.check_done_once(1..=12);
+}
+
+#[test]
+fn a_python_executor_uses_all_nodes() {
+    let emulated = Emulated::new(Kind::OpenPbs, 2);
+    let source = pf_tests::repo_root().join("python").canonicalize().expect("the Python package");
+    let script = format!(
+        "import sys; sys.path.insert(0, {source:?})\nfrom pilotfish import Executor\n\
+         with Executor() as ex:\n    print(*ex.map(abs, range(-3, 0)))\n"
+    );
+    fs::write(emulated.site.path().join("script.py"), script).expect("a script");
+    let line = format!(
+        "cd \"$PBS_O_WORKDIR\"; PILOTFISH_PF='{}' exec '{}' script.py",
+        pf_binary().display(),
+        python()
+    );
+    let job = emulated.end_of(emulated.batch(2, &line));
+    assert_eq!((job.code, output(&emulated).trim()), (Some(0), "3 2 1"));
+    assert_eq!(emulated.reached(), ["n1", "n2"].map(String::from).into());
 }
 
 macro_rules! on_each {

@@ -136,28 +136,6 @@ fn cancelled_by_us_and_by_the_user(kind: Kind) {
     emulated.check_submits();
 }
 
-fn the_walltime_comes_early(kind: Kind) {
-    let emulated = Emulated::new(kind, 1);
-    let notes = Notes::new(&emulated.site);
-    emulated.set("walltime_s", json!(3));
-    emulated.set("kill_delay_s", json!(0.2));
-    emulated.endpoint("x", &[]);
-    let (script, go) = waiting(&emulated, &notes);
-    let job = submit(&emulated, "x", "1-2", &script);
-    let end = end_of(&emulated, "x", 0);
-    if kind == Kind::OpenLava {
-        // It tells the exit code alone.
-        assert_ne!(end, "completed");
-    } else {
-        assert_eq!(end, "walltime");
-    }
-    emulated.set("walltime_s", json!(600));
-    go();
-    emulated.site.pf(&["wait", &job]).expect_code(0);
-    notes.check_done_once(1..=2);
-    emulated.check_submits();
-}
-
 /// The scheduler takes a block away for another job: stopped for a while, where it does that.
 fn suspended_for_another(kind: Kind) {
     let busy = busy(kind, &[], 1);
@@ -180,6 +158,16 @@ fn struck(kind: Kind, how: &str) -> Value {
     busy.notes.check_done_once(1..=1);
     busy.emulated.check_submits();
     end
+}
+
+fn the_walltime_comes_early(kind: Kind) {
+    let end = struck(kind, "walltime");
+    if kind == Kind::OpenLava {
+        // It tells the exit code alone.
+        assert_ne!(end, "completed");
+    } else {
+        assert_eq!(end, "walltime");
+    }
 }
 
 /// Cobalt and LSF know no more than that it is gone.
@@ -265,11 +253,12 @@ fn a_submit_surfaces_late(kind: Kind) {
     wait_for("a submit without an answer", || explain(&emulated, "x").contains("not clear").then_some(()));
     emulated.calm("late");
     wait_for("a task to run", || (notes.began().len() == 1).then_some(()));
+    // While it runs: a job that has ended is listed no more.
+    wait_for("its id to be known", || blocks(&emulated, "x")[0]["scheduler_id"].is_string().then_some(()));
     go();
     emulated.site.pf(&["wait", &job]).expect_code(0);
     notes.check_once(1..=1);
     assert_eq!(emulated.calls(emulated.submits()).len(), 1, "nothing was submitted twice");
-    wait_for("its id to be known", || blocks(&emulated, "x")[0]["scheduler_id"].is_string().then_some(()));
 }
 
 #[test]
