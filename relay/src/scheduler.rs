@@ -226,9 +226,8 @@ impl Scheduler {
                 }
             }
         }
-        let scheduler_id = record.scheduler_id.clone()?;
         let ended = |end| Seen {
-            scheduler_id,
+            scheduler_id: record.scheduler_id.clone().unwrap_or_default(),
             name: record.name.clone(),
             state: BlockState::Ended(end),
             walltime_left_ms: None,
@@ -241,7 +240,9 @@ impl Scheduler {
         if let Some(end) = written_end(&self.dir(record)) {
             return Some(ended(end));
         }
-        let gone = entry.unknown >= GONE_LOOKUPS && entry.since.elapsed() >= GONE_AFTER;
+        // Without an id it may not have come up yet: the core waits for that.
+        let known = record.scheduler_id.is_some();
+        let gone = known && entry.unknown >= GONE_LOOKUPS && entry.since.elapsed() >= GONE_AFTER;
         gone.then(|| {
             ended(BlockEnd::Unknown(
                 "the scheduler does not know it any more, and its supervisor wrote nothing".into(),

@@ -12,6 +12,7 @@ use crate::rates::Rates;
 use crate::scheduler::Scheduler;
 use bytes::Bytes;
 use pf_protocol::message::AnswerWhat;
+use pf_protocol::report::BlockState;
 use pf_protocol::{BlockId, ContentHash, JobId, TaskId};
 use pf_providers::Provider;
 use pf_relay_core::{BlockRecord, Input, Roster};
@@ -278,5 +279,43 @@ pub(crate) fn load_roster(options: &RelayOptions) -> Result<Roster, RelayError> 
     let Some(bytes) = crate::files::read(&path, crate::limits::ROSTER_BYTES_MAX)? else {
         return Ok(Roster::default());
     };
-    serde_json::from_slice(&bytes).map_err(|source| RelayError::Damaged { path, source })
+    let mut roster = serde_json::from_slice(&bytes).map_err(|source| RelayError::Damaged { path, source })?;
+    forget_unasked(&mut roster, |block| blockdir::path(options, block).exists());
+    Ok(roster)
+}
+
+/// Takes out the blocks whose submit had not begun when an earlier relay ended: a block has its folder before the scheduler is asked for it. What may have
+/// been submitted has to be waited for; these have not.
+fn forget_unasked(roster: &mut Roster, has_folder: impl Fn(BlockId) -> bool) {
+    let unasked = |b: &BlockRecord| b.state == BlockState::Intended && b.scheduler_id.is_none();
+    roster.blocks.retain(|b| !unasked(b) || has_folder(b.block));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_was_never_asked_for_is_forgotten() {
+        let block = |n, state, id: Option<&str>| BlockRecord {
+            block: BlockId(n),
+            state,
+            scheduler_id: id.map(Into::into),
+            ..BlockRecord::default()
+        };
+        let mut roster = Roster {
+            next_block: 5,
+            blocks: vec![
+                block(1, BlockState::Intended, None),
+                block(2, BlockState::Intended, None),
+                block(3, BlockState::Intended, Some("7")),
+                block(4, BlockState::Queued(String::new()), None),
+            ],
+            ..Roster::default()
+        };
+        forget_unasked(&mut roster, |id| id == BlockId(2));
+        let left: Vec<u64> = roster.blocks.iter().map(|b| b.block.0).collect();
+        assert_eq!(left, [2, 3, 4], "2 has its folder: it may have been submitted");
+        assert_eq!(roster.next_block, 5, "its number is not given again");
+    }
 }

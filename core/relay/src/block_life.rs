@@ -65,7 +65,7 @@ impl Relay {
                 continue;
             };
             block.fresh = true;
-            if block.record.scheduler_id.is_none() {
+            if block.record.scheduler_id.is_none() && !found.scheduler_id.is_empty() {
                 block.record.scheduler_id = Some(found.scheduler_id.clone());
             }
             if let Some(left) = found.walltime_left_ms.filter(|_| block.pilot_conn.is_none()) {
@@ -98,6 +98,10 @@ impl Relay {
         let Some(block) = self.blocks.all.get_mut(&id) else { return };
         if block.submit_after.is_some() || (block.fresh && block.submitted_at == 0) {
             return;
+        }
+        if !block.fresh && block.submitted_at == 0 && block.record.scheduler_id.is_none() {
+            // An earlier relay may have submitted it a moment before its end.
+            block.submitted_at = self.now.max(1);
         }
         block.fresh = true;
         if block.record.scheduler_id.is_none()

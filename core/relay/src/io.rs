@@ -140,7 +140,7 @@ impl BlockRecord {
 /// What a status query said of one block.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// The scheduler's id.
+    /// The scheduler's id. Empty: not known to who saw it.
     pub scheduler_id: String,
     /// The unique name.
     pub name: String,

@@ -196,6 +196,34 @@ fn a_block_that_is_started_again_has_another_pilot_and_runs_its_tasks_again() {
 }
 
 #[test]
+fn an_inherited_intent_is_looked_for_until_it_surfaces_or_its_time_is_over() {
+    for surfaces in [true, false] {
+        let mut roster = running_roster();
+        (roster.blocks[0].state, roster.blocks[0].scheduler_id) = (BlockState::Intended, None);
+        roster.blocks[0].came_up = false;
+        let mut world = World::again(scaling(), roster, 0);
+        (world.epoch, world.unfinished) = (3, unfinished(10));
+        world.connect_broker();
+        world.pass(20 * SECOND);
+        assert_eq!(
+            world.relay.report().blocks[0].state,
+            BlockState::Intended,
+            "not given up, and not asked for again"
+        );
+        assert!(world.submits.is_empty());
+        if surfaces {
+            world.blocks.insert(BlockId(1), BlockState::Queued("Priority".into()));
+            world.pass(20 * SECOND);
+            assert_eq!(world.relay.report().blocks[0].scheduler_id.as_deref(), Some("idb1"));
+        } else {
+            world.pass(scaling().unclear_ms * 1_000);
+            let state = &world.relay.report().blocks[0].state;
+            assert!(matches!(state, BlockState::Ended(BlockEnd::SubmitFailed(_))), "{state:?}");
+        }
+    }
+}
+
+#[test]
 fn an_old_answer_of_the_scheduler_does_not_take_back_that_a_block_runs() {
     let mut world = World::again(scaling(), running_roster(), 5_000_000);
     world.blocks.insert(BlockId(1), BlockState::Queued("Priority".into()));
