@@ -186,6 +186,16 @@ impl Site {
         Background::of(&mut self.command(args))
     }
 
+    /// Starts its broker, which listens for relays at `address`; `HOST:PORT` to dial.
+    pub fn listen_for_relays(&mut self, address: &str) -> String {
+        // Somebody else may take a free port before the broker has it.
+        wait_for("a broker at a free port", || {
+            let dial = format!("{address}:{}", free_port(address));
+            self.set("PILOTFISH_BROKER_LISTEN_RELAYS", dial.clone());
+            (self.pf(&["broker", "start"]).code == 0).then_some(dial)
+        })
+    }
+
     /// The process id of this place's broker.
     #[must_use]
     pub fn broker_pid(&self) -> Option<i32> {
@@ -229,7 +239,7 @@ impl Site {
 
 /// A port of `address` that was free just now.
 #[must_use]
-pub fn free_port(address: &str) -> u16 {
+fn free_port(address: &str) -> u16 {
     let listener = std::net::TcpListener::bind((address, 0)).expect("a free port");
     listener.local_addr().expect("its address").port()
 }

@@ -1,6 +1,6 @@
 //! A relay in a place of its own, as on another host: it dials its broker by TCP, with CURVE.
 
-use pf_tests::site::{Background, Site, free_port, kill_hard, wait_for};
+use pf_tests::site::{Background, Site, kill_hard, wait_for};
 
 const HOST: &str = "127.0.0.1";
 
@@ -15,9 +15,7 @@ struct Pair {
 impl Pair {
     fn new() -> Pair {
         let (mut broker, relay) = (Site::new(), Site::new());
-        let dial = format!("{HOST}:{}", free_port(HOST));
-        broker.set("PILOTFISH_BROKER_LISTEN_RELAYS", dial.clone());
-        broker.pf(&["broker", "start"]).expect_code(0);
+        let dial = broker.listen_for_relays(HOST);
         relay.pf(&["endpoint", "add", "far", "--set", "provider=local"]).expect_code(0);
         let broker_key = broker.pf(&["broker", "key"]).expect_code(0).stdout.trim().to_owned();
         Pair { broker, relay, dial, broker_key }

@@ -88,13 +88,11 @@ fn a_relay_moves_to_another_login_node() {
     let (mut broker, site) = (Site::new(), cluster.site());
     let before = cluster.ever("pf-moves-").len();
     let notes = Notes::new(&site);
-    let port = pf_tests::site::free_port(&address);
-    broker.set("PILOTFISH_BROKER_LISTEN_RELAYS", format!("{address}:{port}"));
+    let dial = broker.listen_for_relays(&address);
     cluster.endpoint(&site, "moves", &["queue=debug", "cores_per_node=2", "walltime=4m", "idle=2s"]);
     let key = site.pf(&["relay", "key", "moves"]).expect_code(0).stdout.trim().to_owned();
     broker.pf(&["endpoint", "add", "moves", "--relay-key", &key]).expect_code(0);
     let broker_key = broker.pf(&["broker", "key"]).expect_code(0).stdout.trim().to_owned();
-    let dial = format!("{address}:{port}");
     let run = ["relay", "run", "moves", "--broker", &dial, "--broker-key", &broker_key];
 
     let first = site.spawn(&run);
