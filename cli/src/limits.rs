@@ -26,7 +26,7 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds of one `?wait=` request; it is asked again until the job is over. Below the broker's own maximum.
 pub const WAIT_SECONDS: u64 = 60;
 
-/// How often a log that is followed is asked for more.
+/// How often a log that is followed is asked for more, and an endpoint that stops whether it has.
 pub const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
 /// Tries of a request that a broker did not answer, and of one that it called retryable.

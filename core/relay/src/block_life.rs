@@ -146,8 +146,7 @@ impl Relay {
         if restarts <= block.record.incarnation {
             return;
         }
-        block.record.used_node_ms += block.record.part_node_ms(unix_ms);
-        block.record.started_ms = None;
+        block.record.end_this_run(unix_ms);
         block.record.incarnation = restarts;
         block.record.state = BlockState::Queued(String::new());
         (block.pilot, block.heard_at, block.ends_at) = (None, None, None);

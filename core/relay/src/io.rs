@@ -129,6 +129,12 @@ impl BlockRecord {
         u64::from(self.nodes).saturating_mul(self.walltime_ms).saturating_add(self.used_node_ms)
     }
 
+    /// Its job is back in the queue: what it used counts, and its walltime begins anew.
+    pub fn end_this_run(&mut self, unix_ms: u64) {
+        self.used_node_ms += self.part_node_ms(unix_ms);
+        self.started_ms = None;
+    }
+
     /// Node-milliseconds since it began to run, for the last time.
     #[must_use]
     pub fn part_node_ms(&self, unix_ms: u64) -> u64 {

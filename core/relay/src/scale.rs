@@ -234,9 +234,7 @@ impl Relay {
         for block in self.blocks.all.values_mut().filter(|b| !b.is_over()) {
             if has_no_nodes(&block.record.state) && block.managers.is_empty() {
                 if block.heard_at.take().is_some() {
-                    // Back in the queue: the walltime of its next life begins anew.
-                    block.record.used_node_ms += block.record.part_node_ms(now_ms);
-                    block.record.started_ms = None;
+                    block.record.end_this_run(now_ms);
                 }
                 continue;
             }
