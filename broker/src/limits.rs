@@ -15,6 +15,9 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// A TLS handshake must end within this: frees what silent strangers hold.
 pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A client from elsewhere must have sent a request with a token that is known by then: strangers cannot hold all connections.
+pub const STRANGER_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A body that makes no progress for this long is given up.
 pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -27,6 +30,9 @@ pub const HEADERS_MAX: usize = 64;
 
 /// Bytes of a JSON body that carries no tasks: names, positions to cancel.
 pub const SMALL_BODY_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of a refusal in the framework's words: a sentence that may quote a part of the query.
+pub const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// Pause before a piece of a payload is given to a store that is behind once more: it writes a few meanwhile.
 pub const BUSY_PAUSE: Duration = Duration::from_millis(20);

@@ -4,16 +4,19 @@ use super::App;
 use super::listen::Origin;
 use crate::api_error::ApiError;
 use crate::handle::BROKER_OWNER;
+use crate::limits;
 use crate::token;
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::service::Service;
 use hyper::{Request, StatusCode};
 use hyper_util::service::TowerToHyperService;
 use pf_broker_core::Caller;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Version of the API that this broker speaks, lowest and highest.
 pub(crate) const API_VERSIONS: (u16, u16) = (1, 1);
@@ -31,15 +34,18 @@ impl Gate {
         Gate { app, router: TowerToHyperService::new(router) }
     }
 
+    /// Answers a request. `known` becomes true when its sender has said who it is.
     pub async fn answer(
         self,
         origin: Origin,
+        known: Arc<AtomicBool>,
         mut request: Request<Incoming>,
     ) -> Result<Response, Infallible> {
         match self.caller(origin, &request).await {
             Ok(caller) => {
+                known.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(caller);
-                self.router.call(request).await
+                Ok(as_documented(self.router.call(request).await?).await)
             }
             Err(error) => Ok(error.into_response()),
         }
@@ -61,6 +67,20 @@ impl Gate {
                 .hint("make one on the broker's host: pf broker token add NAME")
         })
     }
+}
+
+/// What the framework refuses by itself (a query or a path that cannot be read) comes as plain text: it gets the form of every other error.
+async fn as_documented(response: Response) -> Response {
+    let status = response.status();
+    let is_text =
+        response.headers().get(CONTENT_TYPE).is_some_and(|of| of.as_bytes().starts_with(b"text/plain"));
+    if status.is_success() || !is_text {
+        return response;
+    }
+    let words =
+        axum::body::to_bytes(response.into_body(), limits::REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    let code = if status.is_client_error() { "bad_request" } else { "bug" };
+    ApiError::new(status, code, String::from_utf8_lossy(&words)).into_response()
 }
 
 /// A client that names no version is taken for one that speaks ours (curl).

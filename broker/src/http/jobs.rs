@@ -172,9 +172,20 @@ pub(crate) async fn forget(
 pub(crate) struct ListQuery {
     state: Option<JobState>,
     name: Option<String>,
-    label: Option<String>,
     #[serde(default)]
     limit: u32,
+}
+
+/// `label=`, which may be there several times.
+fn labels(fields: &[(String, String)]) -> Result<Vec<(String, String)>, ApiError> {
+    fields
+        .iter()
+        .filter(|(field, _)| field == "label")
+        .map(|(_, label)| match label.split_once('=') {
+            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+            None => Err(ApiError::bad_request("label= is written KEY=VALUE")),
+        })
+        .collect()
 }
 
 /// `GET /v1/jobs`.
@@ -182,13 +193,10 @@ pub(crate) async fn list(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Query(query): Query<ListQuery>,
+    Query(fields): Query<Vec<(String, String)>>,
 ) -> Answer {
-    let label = match query.label.as_deref().map(|label| label.split_once('=')) {
-        None => None,
-        Some(Some((key, value))) => Some((key.to_owned(), value.to_owned())),
-        Some(None) => return Err(ApiError::bad_request("label= is written KEY=VALUE")),
-    };
-    let filter = JobsFilter { state: query.state, name: query.name, label, limit: query.limit };
+    let labels = labels(&fields)?;
+    let filter = JobsFilter { state: query.state, name: query.name, labels, limit: query.limit };
     match app.handle.request(caller, Request::Jobs(filter)).await? {
         Reply::Jobs(jobs) => json(&value!({ "jobs": jobs })),
         _ => Err(unexpected("jobs")),

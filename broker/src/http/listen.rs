@@ -8,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::TcpListener as StdTcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -112,12 +113,23 @@ async fn pause_accepting(what: &str, error: &std::io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
+/// Comes when the other end is still not `known` after this long, else never.
+async fn stranger(known: &AtomicBool, most: Duration) {
+    tokio::time::sleep(most).await;
+    if known.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Serves one connection to its end, or until `stop` and the grace that follows.
 async fn serve_connection<S>(stream: S, gate: Gate, origin: Origin, mut stop: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = hyper::service::service_fn(move |request| gate.clone().answer(origin, request));
+    let known = Arc::new(AtomicBool::new(origin == Origin::Local));
+    let theirs = known.clone();
+    let service =
+        hyper::service::service_fn(move |request| gate.clone().answer(origin, theirs.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIMEOUT)
@@ -128,6 +140,10 @@ where
     let mut ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         _ = stop.wait_for(|stopped| *stopped) => None,
+        () = stranger(&known, limits::STRANGER_TIMEOUT) => {
+            tracing::debug!("a connection is cut whose client did not say who it is");
+            return;
+        }
     };
     if ended.is_none() {
         connection.as_mut().graceful_shutdown();
@@ -135,5 +151,20 @@ where
     }
     if let Some(Err(error)) = ended {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_has_said_who_it_is_may_stay() {
+        let (short, long) = (Duration::from_millis(1), Duration::from_millis(50));
+        stranger(&AtomicBool::new(false), short).await;
+        let known = AtomicBool::new(false);
+        let stays = stranger(&known, short);
+        known.store(true, Ordering::Relaxed);
+        assert!(tokio::time::timeout(long, stays).await.is_err());
     }
 }

@@ -56,6 +56,23 @@ fn the_same_put_is_the_same_job_and_another_body_is_a_conflict() {
 }
 
 #[test]
+fn jobs_are_found_by_all_of_the_labels_that_are_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let world = World::start(root.path(), RelayIs::Idle);
+    let mut client = world.client();
+    for (n, labels) in [(1, r#"{"a":"1","b":"2"}"#), (2, r#"{"a":"1"}"#)] {
+        let body = format!(
+            r#"{{"spec":{{"labels":{labels},"endpoints":["local"],"body":{{"command":{{"argv":["true"]}}}}}},"count":1}}"#
+        );
+        client.call("PUT", &format!("/v1/jobs/{}", key(n)), body.as_bytes()).ok();
+    }
+    for (query, found) in [("label=a%3D1", 2), ("label=a=1&label=b=2", 1), ("label=a=1&label=b=1", 0)] {
+        let jobs = client.call("GET", &format!("/v1/jobs?{query}"), b"").ok();
+        assert_eq!(jobs["jobs"].as_array().unwrap().len(), found, "{query}");
+    }
+}
+
+#[test]
 fn an_append_that_is_sent_again_makes_no_second_tasks() {
     let root = tempfile::tempdir().unwrap();
     let world = World::start(root.path(), RelayIs::Idle);

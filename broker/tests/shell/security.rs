@@ -148,6 +148,12 @@ fn the_token_of_a_second_owner_opens_only_what_is_theirs() {
     let names = remote.call("GET", "/v1/tokens", b"").ok();
     assert_eq!(names["tokens"].as_array().map(Vec::len), Some(1), "{names}");
     assert_eq!(remote.call("DELETE", "/v1/tokens/laptop", b"").code().0, 404);
+    // An endpoint is for its owner alone.
+    assert_eq!(remote.call("GET", "/v1/endpoints", b"").ok()["endpoints"], serde_json::json!([]));
+    assert_eq!(remote.call("GET", "/v1/endpoints/local", b"").code().0, 403);
+    let nowhere = remote.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(2, false)).code();
+    assert_eq!(nowhere, (404, "unknown_endpoint".into()));
+    remote.call("PUT", "/v1/endpoints/theirs", b"{}").ok();
     // The same key of two owners is two jobs.
     let theirs = remote.call("PUT", &format!("/v1/jobs/{}", key(1)), &job(2, false)).ok();
     assert_eq!((theirs["repeated"].clone(), theirs["job"] == mine), (false.into(), false));
@@ -251,6 +257,13 @@ fn bad_requests_name_what_is_wrong() {
         ("GET", "/v1/jobs/j99", &[], b"", 404),
         ("GET", "/v1/jobs/x", &[], b"", 400),
         ("GET", "/v1/jobs/j1?wait=-1", &[], b"", 400),
+        ("GET", "/v1/jobs/j1?wait=soon", &[], b"", 400),
+        ("GET", "/v1/jobs/%ff", &[], b"", 400),
+        ("GET", "/v1/jobs?limit=-1", &[], b"", 400),
+        ("GET", "/v1/jobs?state=odd", &[], b"", 400),
+        ("GET", "/v1/jobs?label=novalue", &[], b"", 400),
+        ("GET", "/v1/outcomes?group=99999999999999999999", &[], b"", 400),
+        ("POST", "/v1/jobs/j1/tasks", columns, b"PFT1\0\0\0\0", 400),
         ("POST", &tasks, &[], b"PFT1\0\0\0\0", 415),
         ("POST", &tasks, columns, b"PFT1\x05\0\0\0", 400),
         ("POST", &tasks, columns, b"garbage", 400),

@@ -12,6 +12,7 @@ use crate::record::{
     TokenAdded, TokenRevoked,
 };
 use crate::requests::{Caller, Code, Refusal, Reply, Request, Tasks, Verb};
+use crate::state::EndpointState;
 use crate::validate;
 use bytes::Bytes;
 use pf_protocol::api::{AppendReply, CancelReply, CancelRequest, SubmitReply};
@@ -103,7 +104,7 @@ impl Broker {
         self.refuse_under_pressure()?;
         validate::spec(&new.spec)?;
         validate::tasks(&new.spec, 0, &new.tasks, &new.large)?;
-        let (endpoint, name) = self.choose_endpoint(&new.spec)?;
+        let (endpoint, name) = self.choose_endpoint(caller, &new.spec)?;
         if let Some(node) = self.largest_node(endpoint) {
             validate::fits(&new.spec.resources, &node, &name)?;
         }
@@ -146,23 +147,19 @@ impl Broker {
         Ok(Some(Reply::Submitted(SubmitReply { job: job.id, tasks: job.total, endpoint, repeated: true })))
     }
 
-    fn choose_endpoint(&self, spec: &JobSpec) -> Result<(EndpointId, String), Refusal> {
-        let names = || {
-            let names: Vec<&str> = self.state.endpoints.values().map(|e| e.name.as_str()).collect();
-            if names.is_empty() {
-                "there is none yet".into()
-            } else {
-                format!("known are: {}", names.join(", "))
-            }
+    /// The endpoint that the job names, or the only one. It must be the caller's: an owner decides who runs there, and none has a way yet to let
+    /// others in.
+    fn choose_endpoint(&self, caller: Caller, spec: &JobSpec) -> Result<(EndpointId, String), Refusal> {
+        let own = || self.state.endpoints.iter().filter(move |(_, e)| may_use(caller, e));
+        let names = || match own().map(|(_, e)| e.name.as_str()).collect::<Vec<_>>() {
+            names if names.is_empty() => "there is none yet".into(),
+            names => format!("known are: {}", names.join(", ")),
         };
         if let Some(name) = spec.endpoints.first() {
-            let found = self.state.endpoint_named(name).map(|(id, e)| (id, e.name.clone()));
-            return found.ok_or_else(|| {
-                Refusal::new(Code::UnknownEndpoint, format!("there is no endpoint {name:?}")).hint(names())
-            });
+            let id = self.own_endpoint(caller, name).map_err(|refusal| refusal.hint(names()))?;
+            return Ok((id, name.clone()));
         }
-        let mut all = self.state.endpoints.iter();
-        match (all.next(), all.next()) {
+        match (own().next(), own().nth(1)) {
             (Some((id, endpoint)), None) => Ok((*id, endpoint.name.clone())),
             _ => Err(Refusal::new(
                 Code::UnknownEndpoint,
@@ -378,7 +375,7 @@ impl Broker {
             return Err(Refusal::new(Code::UnknownEndpoint, format!("there is no endpoint {name:?}"))
                 .hint("`pf endpoint list` shows them"));
         };
-        if endpoint.owner != caller.owner && !caller.is_broker_owner {
+        if !may_use(caller, endpoint) {
             return Err(Refusal::new(Code::Forbidden, format!("endpoint {name} belongs to somebody else")));
         }
         Ok(id)
@@ -462,6 +459,11 @@ impl Broker {
         self.log(TokenRevoked { at_us: turn.at_us, owner: caller.owner, name }, turn)?;
         Ok(Reply::Done)
     }
+}
+
+/// Whether an endpoint is there for the caller.
+pub(crate) fn may_use(caller: Caller, endpoint: &EndpointState) -> bool {
+    endpoint.owner == caller.owner || caller.is_broker_owner
 }
 
 /// The store takes no new work now.

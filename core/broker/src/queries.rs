@@ -1,6 +1,7 @@
 //! What clients ask to know. Rows are made here; whatever lies in payloads is left to whoever reads those.
 
 use crate::broker::{Broker, Turn};
+use crate::commands::may_use;
 use crate::io::PutError;
 use crate::job::{ErrorKey, Errors, Job};
 use crate::limits::{JOBS_PAGE_MAX, TASKS_PAGE_MAX};
@@ -57,14 +58,14 @@ impl Broker {
                 found.ok_or_else(|| unknown_function(id))
             }),
             Request::Endpoints => {
-                let rows: Result<Vec<_>, _> =
-                    self.endpoints.keys().map(|id| self.endpoint_row(*id)).collect();
+                let usable = self.state.endpoints.iter().filter(|(_, endpoint)| may_use(caller, endpoint));
+                let rows: Result<Vec<_>, _> = usable.map(|(id, _)| self.endpoint_row(*id)).collect();
                 rows.map(Reply::Endpoints)
             }
-            Request::Endpoint { name } => match self.state.endpoint_named(&name) {
-                Some((id, _)) => self.endpoint_row(id).map(|row| Reply::Endpoint(Box::new(row))),
-                None => Err(Refusal::new(Code::UnknownEndpoint, format!("there is no endpoint {name:?}"))),
-            },
+            Request::Endpoint { name } => self
+                .own_endpoint(caller, &name)
+                .and_then(|id| self.endpoint_row(id))
+                .map(|row| Reply::Endpoint(Box::new(row))),
             Request::Tokens => {
                 let mine = self.state.tokens.iter().filter(|((owner, _), _)| *owner == caller.owner);
                 let rows = mine
@@ -151,9 +152,8 @@ impl Broker {
         };
         let mine = self.state.jobs.values().rev().filter(|job| job.owner == caller.owner);
         let named = mine.filter(|job| filter.name.is_none() || job.spec.name == filter.name);
-        let labelled = named.filter(|job| {
-            filter.label.as_ref().is_none_or(|(key, value)| job.spec.labels.get(key) == Some(value))
-        });
+        let labelled = named
+            .filter(|job| filter.labels.iter().all(|(key, value)| job.spec.labels.get(key) == Some(value)));
         let in_state = labelled.filter(|job| filter.state.is_none_or(|state| self.job_state(job) == state));
         in_state.take(limit).map(|job| self.summary(job)).collect()
     }

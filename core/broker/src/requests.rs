@@ -250,8 +250,8 @@ pub struct JobsFilter {
     pub state: Option<JobState>,
     /// Only with this name.
     pub name: Option<String>,
-    /// Only with this label and value.
-    pub label: Option<(String, String)>,
+    /// Only with all of these labels and values.
+    pub labels: Vec<(String, String)>,
     /// At most so many; 0: the limit.
     pub limit: u32,
 }

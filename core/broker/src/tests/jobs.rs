@@ -34,7 +34,7 @@ fn the_same_key_is_the_same_job_and_other_content_a_conflict() {
     let refusal = w.ask(other.clone()).unwrap_err();
     assert_eq!((refusal.code, refusal.code.status()), (Code::Conflict, 409));
     // The key of somebody else is another key.
-    let you = Caller { owner: OwnerId(2), is_broker_owner: false };
+    let you = Caller { owner: OwnerId(2), is_broker_owner: true };
     assert!(matches!(w.ask_as(you, other).unwrap(), Reply::Submitted(r) if r.job == JobId(2)));
 }
 
@@ -208,6 +208,22 @@ fn people_see_only_what_is_theirs() {
     assert_eq!(w.ask_as(you, stop).unwrap_err().code, Code::Forbidden);
     let put = Request::PutEndpoint { name: "local".into(), relay_key: Some([1; 32]) };
     assert_eq!(w.ask_as(you, put).unwrap_err().code, Code::Forbidden);
+    // Nor do they run anything where they were not let in, named or not.
+    assert_eq!(w.ask_as(you, Request::Endpoints), Ok(Reply::Endpoints(Vec::new())));
+    let show = Request::Endpoint { name: "local".into() };
+    assert_eq!(w.ask_as(you, show).unwrap_err().code, Code::Forbidden);
+    let submit = |endpoints: &[&str]| Request::Submit {
+        key: JobKey([9; 16]),
+        hash: ContentHash([9; 32]),
+        spec: Box::new(JobSpec { endpoints: endpoints.iter().map(|e| (*e).into()).collect(), ..command() }),
+        tasks: Tasks { count: 1, ..Tasks::default() },
+        open: false,
+    };
+    let refused = w.ask_as(you, submit(&["local"])).unwrap_err();
+    assert_eq!((refused.code, refused.hint.as_deref()), (Code::Forbidden, Some("there is none yet")));
+    assert_eq!(w.ask_as(you, submit(&[])).unwrap_err().code, Code::UnknownEndpoint);
+    w.ask_as(you, Request::PutEndpoint { name: "mine".into(), relay_key: None }).unwrap();
+    assert!(matches!(w.ask_as(you, submit(&[])), Ok(Reply::Submitted(reply)) if reply.endpoint == "mine"));
 }
 
 #[test]
@@ -243,7 +259,7 @@ fn tokens_are_kept_by_hash_and_revoked() {
 #[test]
 fn higher_priority_first_and_owners_in_turn() {
     let mut w = World::new();
-    let you = Caller { owner: OwnerId(2), is_broker_owner: false };
+    let you = Caller { owner: OwnerId(2), is_broker_owner: true };
     let low = w.submit(command(), 2_000);
     let request = w.submit_request(command(), Tasks { count: 10, ..Tasks::default() }, false);
     let Ok(Reply::Submitted(theirs)) = w.ask_as(you, request) else { panic!() };
