@@ -42,6 +42,13 @@ impl CliError {
         self
     }
 
+    /// Adds to what failed what became of it.
+    #[must_use]
+    pub fn also(mut self, consequence: &str) -> Self {
+        self.message = format!("{}; {consequence}", self.message);
+        self
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

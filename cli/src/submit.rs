@@ -5,14 +5,15 @@ use crate::args::WorkArgs;
 use crate::args::work::{OnLostArg, RetryOn};
 use crate::client::{Again, Body, Client};
 use crate::error::{CliError, Result, io_error};
+use crate::exit::Exit;
 use crate::limits::{ITEM_BYTES_A_REQUEST, ITEMS_INLINE_MAX};
 use hyper::Method;
 use pf_broker::columns::{TASKS_MEDIA_TYPE, encode_tasks};
-use pf_protocol::JobKey;
-use pf_protocol::api::{AppendReply, SubmitReply, SubmitRequest};
+use pf_protocol::api::{AppendReply, CancelRequest, SubmitReply, SubmitRequest};
 use pf_protocol::job::{After, ArraySpec, Command, Environment, JobSpec, OnLost, Retry};
-use pf_protocol::limits::{INLINE_BYTES_MAX, JOB_TASKS_MAX, NAME_CHARS_MAX};
+use pf_protocol::limits::{ARGUMENT_BYTES_MAX, INLINE_BYTES_MAX, JOB_TASKS_MAX, NAME_CHARS_MAX};
 use pf_protocol::resources::Resources;
+use pf_protocol::{JobId, JobKey};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -53,7 +54,7 @@ impl Here {
 
 /// Resolves the arguments; reads the items.
 pub fn resolve(args: &WorkArgs, here: &Here) -> Result<Work> {
-    let items = args.each_line.as_deref().map(read_items).transpose()?;
+    let items = args.each_line.as_deref().map(|file| read_items(file, args.stdin_item)).transpose()?;
     let (array, count, at_once) = match (&args.array, &items) {
         (Some(array), _) => (array.spec.clone(), array.count, array.max_running),
         (None, Some(items)) => (ArraySpec::default(), items.len() as u32, None),
@@ -122,7 +123,8 @@ fn retry(causes: &[RetryOn]) -> Retry {
 
 /// `{item}` without items would be passed on as it is, which nobody wants.
 fn check_item_use(args: &WorkArgs) -> Result<()> {
-    let texts = args.command.iter().chain(&args.cwd).chain(&args.stdout).chain(&args.stderr);
+    let values = args.env.iter().filter_map(|pair| pair.value.as_ref());
+    let texts = args.command.iter().chain(&args.cwd).chain(&args.stdout).chain(&args.stderr).chain(values);
     if args.each_line.is_none() && texts.clone().any(|t| t.contains("{item}")) {
         return Err(
             CliError::usage("{item} is used, but there are no items").hint("give them by --each-line FILE")
@@ -154,7 +156,7 @@ fn environment(args: &WorkArgs, here: &Here) -> Result<Environment> {
 }
 
 /// Lines of a file or of standard input. A last line without an end counts, an empty file is an error.
-fn read_items(path: &Path) -> Result<Vec<String>> {
+fn read_items(path: &Path, on_stdin: bool) -> Result<Vec<String>> {
     let shown = if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
     let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
@@ -164,7 +166,7 @@ fn read_items(path: &Path) -> Result<Vec<String>> {
     };
     read.map_err(|e| {
         let mut error = io_error(format!("read items from {shown}"), e);
-        error.exit = crate::exit::Exit::Usage;
+        error.exit = Exit::Usage;
         error
     })?;
     let text = String::from_utf8(bytes).map_err(|e| {
@@ -181,11 +183,20 @@ fn read_items(path: &Path) -> Result<Vec<String>> {
             items.len()
         )));
     }
-    if let Some(at) = items.iter().position(|i| i.len() > INLINE_BYTES_MAX || i.contains('\0')) {
-        return Err(CliError::usage(format!(
-            "{shown}, line {}: longer than {INLINE_BYTES_MAX} bytes, or with a zero byte",
-            at + 1
-        )));
+    let (bytes_max, of) = if on_stdin {
+        (INLINE_BYTES_MAX, "an item")
+    } else {
+        (ARGUMENT_BYTES_MAX, "an argument of a command")
+    };
+    for (line, item) in (1..).zip(&items) {
+        if item.len() > bytes_max {
+            let message = format!("{shown}, line {line}: {} bytes, {of} may have {bytes_max}", item.len());
+            return Err(CliError::usage(message).hint("write what is long into files and pass their paths"));
+        }
+        if !on_stdin && item.contains('\0') {
+            let message = format!("{shown}, line {line}: it has a zero byte, which no argument can have");
+            return Err(CliError::usage(message).hint("feed items to standard input: --stdin-item"));
+        }
     }
     Ok(items)
 }
@@ -213,26 +224,45 @@ pub async fn send(client: &Client, work: Work) -> Result<SubmitReply> {
     let request = SubmitRequest { spec, count: 0, items: None, open: true };
     let mut reply: SubmitReply = client.call(Method::PUT, &path, Body::json(&request)?, Again::Yes).await?;
     let all = items.unwrap_or_default();
+    let sent = tokio::select! {
+        sent = append_all(client, reply.job, &all) => sent,
+        stopped = tokio::signal::ctrl_c() => match stopped {
+            Ok(()) => Err(CliError::new(Exit::Interrupted, "interrupted")),
+            Err(error) => Err(io_error("watch for Ctrl-C", error)),
+        },
+    };
+    match sent {
+        Ok(tasks) => reply.tasks = tasks,
+        Err(error) => return Err(taken_back(client, reply.job, error).await),
+    }
+    Ok(reply)
+}
+
+/// Appends all items, then says that no more come; answers how many tasks the job has.
+async fn append_all(client: &Client, job: JobId, all: &[String]) -> Result<u32> {
     let mut first = 0;
     while first < all.len() {
         let piece = &all[first..first + piece_len(&all[first..])];
         let lens: Vec<u32> = piece.iter().map(|i| i.len() as u32).collect();
         let bytes = encode_tasks(piece.len() as u32, &lens, piece.concat().as_bytes());
         let body = Body { media_type: TASKS_MEDIA_TYPE, bytes, headers: Vec::new() };
-        let to = format!("/v1/jobs/{}/tasks?first={first}", reply.job);
+        let to = format!("/v1/jobs/{job}/tasks?first={first}");
         client.call::<AppendReply>(Method::POST, &to, body, Again::Yes).await?;
         first += piece.len();
     }
-    let closed: AppendReply = client
-        .call(
-            Method::POST,
-            &format!("/v1/jobs/{}/close", reply.job),
-            Body::json(&serde_json::json!({}))?,
-            Again::Yes,
-        )
-        .await?;
-    reply.tasks = closed.tasks;
-    Ok(reply)
+    let (to, nothing) = (format!("/v1/jobs/{job}/close"), Body::json(&serde_json::json!({}))?);
+    let closed: AppendReply = client.call(Method::POST, &to, nothing, Again::Yes).await?;
+    Ok(closed.tasks)
+}
+
+/// Cancels a job that did not get all of its tasks, which would wait for the others for ever; answers why it did not, and what became of it.
+async fn taken_back(client: &Client, job: JobId, why: CliError) -> CliError {
+    let all = CancelRequest { kill: true, ..CancelRequest::default() };
+    match client.cancel(job, &all).await {
+        Ok(_) => why.also(&format!("job {job}, which had not all of its tasks, is cancelled")),
+        Err(_) => why
+            .also(&format!("job {job} has not all of its tasks and is left open: `pf cancel {job}` ends it")),
+    }
 }
 
 /// How many of the next items go into one append: at least one.
@@ -343,6 +373,18 @@ mod tests {
         );
         std::fs::write(&file, b"a\n\xff").expect("write");
         assert!(work(&["--each-line", path, "x"]).unwrap_err().to_string().ends_with("line 2: not UTF-8"));
+        std::fs::write(&file, format!("a\r\n\"b\" é\r\n{}", "x".repeat(131_071))).expect("write");
+        let made = work(&["--each-line", path, "x", "{item}"]).expect("resolve").items.expect("items");
+        assert_eq!((made[0].as_str(), made[1].as_str(), made[2].len()), ("a", "\"b\" é", 131_071));
+        std::fs::write(&file, format!("a\n{}", "x".repeat(131_072))).expect("write");
+        let long = work(&["--each-line", path, "x", "{item}"]).unwrap_err().to_string();
+        assert!(long.ends_with("line 2: 131072 bytes, an argument of a command may have 131071"), "{long}");
+        assert_eq!(work(&["--each-line", path, "--stdin-item", "x"]).expect("resolve").count, 2);
+        std::fs::write(&file, b"a\nb\0").expect("write");
+        let zero = work(&["--each-line", path, "x", "{item}"]).unwrap_err().to_string();
+        assert!(zero.ends_with("line 2: it has a zero byte, which no argument can have"), "{zero}");
+        assert_eq!(work(&["--each-line", path, "--stdin-item", "x"]).expect("resolve").count, 2);
+        assert!(work(&["--env", "X={item}", "x"]).is_err());
         assert_eq!(work(&["x", "{item}"]).unwrap_err().to_string(), "{item} is used, but there are no items");
         assert_eq!(work(&["--env", "NOPE", "x"]).unwrap_err().to_string(), "--env NOPE: it is not set here");
     }

@@ -63,9 +63,6 @@ pub const UPLOADS_MAX: usize = 1_000;
 /// When the disk is behind, values are not pulled further for this long, microseconds: it writes a few pieces meanwhile.
 pub const PULLS_REST: Micros = 20_000;
 
-/// Bytes of an item that is not on standard input: Linux' MAX_ARG_STRLEN, execve(2), less its end.
-pub const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
-
 /// Tasks taken from one job before the next one has its turn, so that a large job does not starve a small one for long.
 pub const TURN_TASKS: u64 = 512;
 

@@ -1,13 +1,13 @@
 //! Whether what a client asks can be done at all: each refusal says what is wrong with which field, and what to do.
 
 use crate::job::Large;
-use crate::limits::{AFTER_MAX, ARGUMENT_BYTES_MAX, LABELS_MAX};
+use crate::limits::{AFTER_MAX, LABELS_MAX};
 use crate::requests::{Code, Refusal, Tasks};
 use pf_protocol::ContentHash;
 use pf_protocol::job::{Body, JobSpec};
 use pf_protocol::limits::{
-    APPEND_TASKS_MAX, COMMAND_BYTES_MAX, INLINE_BYTES_MAX, JOB_TASKS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX,
-    SIGNAL_MAX,
+    APPEND_TASKS_MAX, ARGUMENT_BYTES_MAX, COMMAND_BYTES_MAX, INLINE_BYTES_MAX, JOB_TASKS_MAX, LIST_ITEMS_MAX,
+    NAME_CHARS_MAX, SIGNAL_MAX,
 };
 use pf_protocol::payload::{PayloadRef, held, held_sum, is_large, refs};
 use pf_protocol::resources::{NodeCapacity, Resources};

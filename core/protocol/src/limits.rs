@@ -7,6 +7,9 @@ pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Largest item or value that lies in a batch. What is larger is named there and pulled in pieces.
 pub const INLINE_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of an item that a command does not read from standard input: Linux' MAX_ARG_STRLEN, execve(2), less its end.
+pub const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
+
 /// Bytes of a piece of a large payload; only the last one is shorter. On a link of 1 Gbit/s a heartbeat waits 2 ms behind it.
 pub const PIECE_BYTES: usize = 256 << 10;
 
