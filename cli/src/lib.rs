@@ -36,12 +36,29 @@ pub(crate) struct Context {
 /// Runs `pf` with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     let json = cli.global.json;
     dispatch(cli).unwrap_or_else(|error| {
         error.print(json);
         error.exit.into()
     })
+}
+
+/// The command line is none of ours, or asks for help. Programs get an error in the form of all others.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
+    if !(wants_json && error.use_stderr()) {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let error = CliError::usage(message).hint(lines.collect::<Vec<_>>().join("; "));
+    error.print(true);
+    error.exit.into()
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {

@@ -11,6 +11,7 @@ mod error;
 mod files;
 pub mod limits;
 pub mod local_scheduler;
+mod log_index;
 mod logs;
 mod node;
 mod options;

@@ -62,8 +62,17 @@ pub const LOG_ANSWER_BYTES_MAX: usize = 512 << 10;
 /// Bytes of a log that are read at once: at least one whole record.
 pub const LOG_READ_BYTES: usize = 4 << 20;
 
+/// Bytes of a log that one entry of its index stands for: read in a tenth of a millisecond.
+pub const LOG_PAGE_BYTES: u64 = 256 << 10;
+
+/// Jobs that such an entry tells apart: as many as run at a time on one node, as a rule.
+pub const LOG_PAGE_JOBS_MAX: usize = 16;
+
 /// A pilot that was asked to end gets this long before it is killed: it spools and leaves.
 pub const PILOT_END_MAX: Duration = Duration::from_secs(20);
+
+/// How often the supervisor of a block looks whether the process is there with which the block ends. It costs one small file.
+pub const MASTER_LOOK: Duration = Duration::from_secs(1);
 
 /// What a pilot leaves behind gets this long to end by itself.
 pub const ORPHANS_END_MAX: Duration = Duration::from_secs(5);

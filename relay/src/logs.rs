@@ -2,13 +2,14 @@
 
 use crate::files::tail;
 use crate::limits::{BLOCK_LOG_BYTES_MAX, LOG_ANSWER_BYTES_MAX, LOG_READ_BYTES};
+use crate::log_index::{LogIndex, read_at};
 use bytes::Bytes;
 use pf_protocol::TaskId;
 use pf_protocol::message::AnswerWhat;
 use pf_protocol::outlog::{Scan, Stream};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -16,9 +17,16 @@ use std::time::SystemTime;
 const OFFSET_BITS: u32 = 40;
 
 /// The managers' logs in the order in which they were first seen: a place to go on holds while new ones come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Logs {
-    known: Vec<PathBuf>,
+    known: Vec<(PathBuf, LogIndex)>,
+    buffer: Vec<u8>,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Logs { known: Vec::new(), buffer: vec![0; LOG_READ_BYTES] }
+    }
 }
 
 impl Logs {
@@ -26,34 +34,29 @@ impl Logs {
     pub(crate) fn read_task(&mut self, output_dir: &Path, task: TaskId, from: u64, live: bool) -> AnswerWhat {
         match list(output_dir) {
             Ok(logs) => {
-                let new: Vec<PathBuf> = logs.into_iter().filter(|log| !self.known.contains(log)).collect();
-                self.known.extend(new);
+                let known: BTreeSet<PathBuf> = self.known.iter().map(|(path, _)| path.clone()).collect();
+                let new = logs.into_iter().filter(|log| !known.contains(log));
+                self.known.extend(new.map(|path| (path, LogIndex::default())));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return AnswerWhat::Failed(format!("list {}: {e}", output_dir.display())),
         }
-        read_task(&self.known, task, from, live)
-    }
-}
-
-fn read_task(logs: &[PathBuf], task: TaskId, from: u64, live: bool) -> AnswerWhat {
-    let mut found = Found { pieces: Vec::new(), bytes: 0, next: from, full: false };
-    let (first, offset) = ((from >> OFFSET_BITS) as usize, from & ((1 << OFFSET_BITS) - 1));
-    for (number, path) in logs.iter().enumerate().skip(first) {
-        let start = if number == first { offset } else { 0 };
-        let read = match read_one(path, number as u64, start, task, &mut found) {
-            // An old one may have been tidied away.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            read => read,
-        };
-        if let Err(e) = read {
-            return AnswerWhat::Failed(format!("read {}: {e}", path.display()));
+        let mut found = Found { pieces: Vec::new(), bytes: 0, next: from, full: false };
+        let (first, offset) = ((from >> OFFSET_BITS) as usize, from & ((1 << OFFSET_BITS) - 1));
+        for (number, (path, index)) in self.known.iter_mut().enumerate().skip(first) {
+            let start = if number == first { offset } else { 0 };
+            match read_one(path, index, &mut self.buffer, (number as u64, start), task, &mut found) {
+                // An old one may have been tidied away.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return AnswerWhat::Failed(format!("read {}: {e}", path.display())),
+                Ok(()) => {}
+            }
+            if found.full {
+                break;
+            }
         }
-        if found.full {
-            break;
-        }
+        AnswerWhat::Log { end: !live && !found.full, pieces: found.pieces, next: found.next }
     }
-    AnswerWhat::Log { end: !live && !found.full, pieces: found.pieces, next: found.next }
 }
 
 struct Found {
@@ -63,12 +66,20 @@ struct Found {
     full: bool,
 }
 
-fn read_one(path: &Path, number: u64, start: u64, task: TaskId, found: &mut Found) -> io::Result<()> {
+/// What `task` wrote to the log of this number, from `start` on.
+fn read_one(
+    path: &Path,
+    index: &mut LogIndex,
+    buffer: &mut [u8],
+    (number, start): (u64, u64),
+    task: TaskId,
+    found: &mut Found,
+) -> io::Result<()> {
     let file = File::open(path)?;
-    let mut buffer = vec![0; LOG_READ_BYTES];
-    let mut at = start;
-    loop {
-        let length = read_at(&file, &mut buffer, at)?;
+    index.bring_up(&file, buffer)?;
+    for part in index.parts(task, start) {
+        let length = usize::try_from(part.end - part.start).unwrap_or(LOG_READ_BYTES).min(LOG_READ_BYTES);
+        let length = read_at(&file, &mut buffer[..length], part.start)?;
         let mut scan = Scan::new(&buffer[..length]);
         while let Some((header, piece)) = scan.next() {
             if header.task != task {
@@ -78,30 +89,14 @@ fn read_one(path: &Path, number: u64, start: u64, task: TaskId, found: &mut Foun
                 found.bytes += piece.len();
                 found.pieces.push((header.stream as u8, Bytes::copy_from_slice(piece)));
             }
-            found.next = number << OFFSET_BITS | (at + scan.offset() as u64);
+            found.next = number << OFFSET_BITS | (part.start + scan.offset() as u64);
             if found.bytes >= LOG_ANSWER_BYTES_MAX {
                 found.full = true;
                 return Ok(());
             }
         }
-        if scan.offset() == 0 {
-            return Ok(());
-        }
-        at += scan.offset() as u64;
     }
-}
-
-fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read_at(&mut buffer[length..], at + length as u64) {
-            Ok(0) => break,
-            Ok(n) => length += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(length)
+    Ok(())
 }
 
 /// The managers' logs, by block, node, and age.

@@ -22,21 +22,12 @@ impl Lines {
         Lines { body, buffer: BytesMut::new(), searched: 0 }
     }
 
-    /// The next line as `T`; None at the end. Empty lines are the stream's heartbeat.
+    /// The next line as `T`, waited for; None at the end. Empty lines are the stream's heartbeat.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         loop {
-            if let Some(at) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') {
-                let line = self.buffer.split_to(self.searched + at);
-                self.buffer.advance(1);
-                self.searched = 0;
-                if line.is_empty() {
-                    continue;
-                }
-                return serde_json::from_slice(&line)
-                    .map(Some)
-                    .map_err(|e| CliError::internal("read a line of the broker's stream").because(e));
+            if let Some(line) = self.ready()? {
+                return Ok(Some(line));
             }
-            self.searched = self.buffer.len();
             if self.searched > LINE_BYTES_MAX {
                 return Err(CliError::internal(format!(
                     "a line of the broker's stream is over {LINE_BYTES_MAX} bytes"
@@ -55,5 +46,21 @@ impl Lines {
                 }
             }
         }
+    }
+
+    /// The next line that has come already; None if it must be waited for.
+    pub fn ready<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        while let Some(at) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') {
+            let line = self.buffer.split_to(self.searched + at);
+            self.buffer.advance(1);
+            self.searched = 0;
+            if !line.is_empty() {
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|e| CliError::internal("read a line of the broker's stream").because(e));
+            }
+        }
+        self.searched = self.buffer.len();
+        Ok(None)
     }
 }

@@ -141,6 +141,8 @@ fn probe_writable(name: &str, path: &Path) -> Result<()> {
         .and_then(|mut f| f.write_all(b"probe"))
         .and_then(|()| std::fs::remove_file(&probe));
     written.map_err(|e| {
+        // An empty file can be made where its content has no room.
+        let _ = std::fs::remove_file(&probe);
         io_error(format!("write to places.{name} {}", path.display()), e)
             .hint(format!("make room there, or set places.{name} to another folder"))
     })

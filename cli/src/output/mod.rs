@@ -61,6 +61,20 @@ impl Output {
         self.line(text)
     }
 
+    /// Bytes as they are; with `--json` as `text` of an object, or as `hex` where they are none.
+    pub fn content(&self, of: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        if !self.json {
+            return self.bytes(bytes);
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.json(&serde_json::json!({of: name, "text": text})),
+            Err(_) => {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                self.json(&serde_json::json!({of: name, "hex": hex}))
+            }
+        }
+    }
+
     /// One answer: the value as JSON, the ids alone, or the text for people.
     pub fn answer(
         &self,

@@ -16,7 +16,9 @@ pub fn table(output: &Output, head: &[&str], rows: Vec<Vec<String>>) -> String {
     }
     table.set_header(head.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)));
     for row in rows {
-        table.add_row(row.into_iter().map(|text| match colour_of(&text) {
+        // What people typed may hold line ends, and what terminals obey.
+        let row = row.into_iter().map(|text| text.replace(char::is_control, " "));
+        table.add_row(row.map(|text| match colour_of(&text) {
             Some(colour) if output.colour => Cell::new(text).fg(colour),
             _ => Cell::new(text),
         }));
@@ -48,11 +50,11 @@ mod tests {
     #[test]
     fn a_table_is_plain_where_nobody_watches() {
         let output = Output { json: false, quiet: false, colour: false, live: false };
-        let rows = vec![vec!["j1".into(), "ok".into()], vec!["j12".into(), "failed".into()]];
+        let rows = vec![vec!["j1".into(), "ok".into()], vec!["j12".into(), "failed:\n\x1b[31mred".into()]];
         insta::assert_snapshot!(table(&output, &["JOB", "STATE"], rows), @r"
          JOB  STATE
          j1   ok
-         j12  failed
+         j12  failed:  [31mred
         ");
     }
 }

@@ -138,7 +138,7 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
             let client = Client::new(&context.config)?;
             if !client.is_there().await {
                 output.say("no broker answers");
-                return Ok(Exit::Ok);
+                return ended(context);
             }
             let pid = client.status().await?.pid;
             client.shutdown(STOP_TIMEOUT).await?;
@@ -146,6 +146,7 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
                 wait_for_end(pid).await?;
             }
             output.say("the broker has ended");
+            return ended(context);
         }
         BrokerVerb::Status => {
             // Asking for the state of a broker is no reason to start one.
@@ -157,7 +158,22 @@ pub async fn broker(context: &Context, verb: BrokerVerb) -> Result<Exit> {
             let key = super::chain::broker_key(&context.config)?;
             output.answer(&json!({"key": key}), std::slice::from_ref(&key), || key.clone())?;
         }
-        BrokerVerb::Cert => output.bytes(super::chain::certificate(&context.config)?.as_bytes())?,
+        BrokerVerb::Cert => {
+            let certificate = super::chain::certificate(&context.config)?;
+            if output.json {
+                output.json(&json!({"certificate": certificate}))?;
+            } else {
+                output.bytes(certificate.as_bytes())?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// There is no broker any more: talk for people, data for programs.
+fn ended(context: &Context) -> Result<Exit> {
+    if context.output.json {
+        context.output.json(&json!({"running": false}))?;
     }
     Ok(Exit::Ok)
 }

@@ -28,7 +28,7 @@ pub async fn logs(context: &Context, args: &LogsArgs) -> Result<Exit> {
         let moved = log.next != from;
         from = log.next;
         for (stream, text) in log.pieces.iter().filter(|p| wanted(p.0)) {
-            print_piece(&context.output, *stream, text, args.stderr)?;
+            print_piece(&context.output, *stream, text.as_bytes(), args.stderr)?;
         }
         if !moved && (log.end || !args.follow) {
             return Ok(Exit::Ok);
@@ -40,18 +40,19 @@ pub async fn logs(context: &Context, args: &LogsArgs) -> Result<Exit> {
 }
 
 /// A piece where it belongs: the task's stderr to ours, unless it was asked for as the data.
-pub fn print_piece(output: &Output, stream: u8, text: &str, stderr_is_data: bool) -> Result<()> {
+pub fn print_piece(output: &Output, stream: u8, bytes: &[u8], stderr_is_data: bool) -> Result<()> {
     if output.json {
+        let text = String::from_utf8_lossy(bytes);
         return output.json(
             &serde_json::json!({"stream": if stream == STDERR { "stderr" } else { "stdout" }, "text": text}),
         );
     }
     if stream == STDERR && !stderr_is_data {
         // Nobody is left to be told that stderr is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = std::io::stderr().write_all(bytes);
         return Ok(());
     }
-    output.bytes(text.as_bytes())
+    output.bytes(bytes)
 }
 
 /// Everything that a task printed, from where it was left: stdout to stdout, stderr to stderr. Used by `run`.
@@ -65,7 +66,7 @@ pub async fn print_log(
     loop {
         let log = client.log(job, label, *from).await?;
         for (stream, text) in &log.pieces {
-            print_piece(output, *stream, text, false)?;
+            print_piece(output, *stream, text.as_bytes(), false)?;
         }
         if log.next == *from {
             return Ok(log.end);
@@ -80,7 +81,7 @@ pub async fn results(context: &Context, args: &ResultsArgs) -> Result<Exit> {
     let job = args.task.job;
     if let Some(label) = args.task.label {
         let value = client.get_bytes(&format!("/v1/jobs/{job}/tasks/{label}/value")).await?;
-        context.output.bytes(&value)?;
+        context.output.content("task", &format!("{job}.{label}"), &value)?;
         return Ok(Exit::Ok);
     }
     let after =

@@ -48,7 +48,7 @@ pub async fn function(context: &Context, verb: FunctionVerb) -> Result<Exit> {
         }
         FunctionVerb::Show { function } => {
             let bytes = client.get_bytes(&format!("/v1/functions/{function}")).await?;
-            output.bytes(&bytes)?;
+            output.content("function", &function.to_string(), &bytes)?;
         }
         FunctionVerb::Register { function } => {
             let function = read_function(&function)?;

@@ -8,6 +8,7 @@ mod functions;
 mod jobs;
 mod manage;
 pub mod passed;
+mod printed;
 mod run;
 mod run_place;
 mod serve;

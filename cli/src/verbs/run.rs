@@ -3,6 +3,7 @@
 
 use super::chain::{Chain, Kind};
 use super::follow::print_log;
+use super::printed::{Piece, Printed};
 use super::run_place::{self, RunPlace};
 use crate::Context;
 use crate::allocation::Allocation;
@@ -24,6 +25,7 @@ use pf_protocol::JobId;
 use pf_protocol::api::{CancelRequest, JobState, JobSummary, OutcomeLine};
 use std::cell::Cell;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,7 +62,8 @@ pub async fn run(context: &Context, args: &RunArgs) -> Result<Exit> {
     // Without a terminal it is the scheduler that interrupts (`bkill` begins so), and there will be another allocation.
     let in_batch = allocation.is_some() && !std::io::stdin().is_terminal();
     let result = {
-        let mut working = pin!(work_to_the_end(context, args, &client, work, &seen));
+        let outputs = config.places.output.join(DEFAULT_ENDPOINT);
+        let mut working = pin!(work_to_the_end(context, args, &client, work, &seen, &outputs));
         let ended = tokio::select! {
             result = &mut working => result,
             result = interrupted(context, &client), if !in_batch => result.map(Ended::Interrupted),
@@ -231,6 +234,7 @@ async fn work_to_the_end(
     client: &Client,
     work: Option<Work>,
     seen: &Cell<u64>,
+    outputs: &Path,
 ) -> Result<Ended> {
     let (job, tasks, shown_before) = match work {
         Some(work) => {
@@ -257,8 +261,9 @@ async fn work_to_the_end(
         };
         return Ok(Ended::Over(summary, code));
     }
-    let many = Many { context, client, job, tasks, shown_before, printing };
-    Ok(Ended::Over(many.to_the_end(seen).await?, Exit::TasksFailed))
+    let printed = printing.then(|| Printed::new(outputs, job));
+    let many = Many { context, client, job, tasks, shown_before };
+    Ok(Ended::Over(many.to_the_end(seen, printed).await?, Exit::TasksFailed))
 }
 
 /// One task: its output as it comes.
@@ -295,23 +300,33 @@ struct Many<'a> {
     tasks: u64,
     /// Outcomes of an earlier run, which showed them.
     shown_before: u64,
-    printing: bool,
 }
 
 impl Many<'_> {
-    async fn to_the_end(&self, seen: &Cell<u64>) -> Result<JobSummary> {
+    async fn to_the_end(&self, seen: &Cell<u64>, mut printed: Option<Printed>) -> Result<JobSummary> {
         let Many { context, client, job, .. } = *self;
         let progress = Progress::new(&context.output, self.tasks);
         let mut lines = client.lines(&format!("/v1/outcomes?job={job}&follow=1&format=json")).await?;
         let mut next_look = Instant::now();
         while seen.get() < self.tasks {
-            let Some(line) = lines.next::<OutcomeLine>().await? else { break };
-            if self.printing && seen.get() >= self.shown_before {
-                let mut log = Vec::new();
-                collect_log(client, job, line.row.label, &mut log).await?;
-                progress.aside(|| print_all(context, &log))?;
+            let mut next = lines.next::<OutcomeLine>().await?;
+            if next.is_none() {
+                break;
             }
-            seen.set(seen.get() + 1);
+            let mut ended = Vec::new();
+            while let Some(line) = next {
+                ended.push(line.row.index);
+                next = lines.ready()?;
+            }
+            // Once for all that have ended meanwhile.
+            printed.as_mut().map_or(Ok(()), Printed::look)?;
+            for index in ended {
+                let pieces = printed.as_mut().map(|printed| printed.take(index)).unwrap_or_default();
+                if seen.get() >= self.shown_before {
+                    progress.aside(|| print_all(context, &pieces))?;
+                }
+                seen.set(seen.get() + 1);
+            }
             if progress.is_shown() && Instant::now() >= next_look {
                 progress.set(&client.job(job).await?.counts);
                 next_look = Instant::now() + PROGRESS_EVERY;
@@ -326,21 +341,10 @@ impl Many<'_> {
     }
 }
 
-async fn collect_log(client: &Client, job: JobId, label: u64, into: &mut Vec<(u8, String)>) -> Result<()> {
-    let mut from = 0;
-    loop {
-        let log = client.log(job, label, from).await?;
-        into.extend(log.pieces);
-        if log.next == from {
-            return Ok(());
-        }
-        from = log.next;
-    }
-}
-
-fn print_all(context: &Context, log: &[(u8, String)]) -> Result<()> {
-    log.iter()
-        .try_for_each(|(stream, text)| super::follow::print_piece(&context.output, *stream, text, false))
+fn print_all(context: &Context, pieces: &[Piece]) -> Result<()> {
+    pieces
+        .iter()
+        .try_for_each(|(stream, bytes)| super::follow::print_piece(&context.output, *stream, bytes, false))
 }
 
 /// Ctrl-C: everything is cancelled and cleaned up. A second one kills.
