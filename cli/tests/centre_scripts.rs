@@ -136,6 +136,7 @@ fn script(example: &Example) -> String {
         dialect: endpoint.dialect.clone(),
         program: "/pf".into(),
         user: "u".into(),
+        ends_with: None,
     });
     let shape = &endpoint.shapes[0];
     let plan = provider.expect("provider").submit(&pf_providers::BlockRequest {

@@ -295,6 +295,8 @@ pub struct ProviderConfig {
     pub program: String,
     /// The user's name, whose blocks they are.
     pub user: String,
+    /// Blocks of this machine end with this process: it is all that they are for. Schedulers of clusters know nothing like it.
+    pub ends_with: Option<u32>,
 }
 
 /// Refuses the first of these keys that is set.
@@ -332,7 +334,7 @@ pub fn provider(config: &ProviderConfig) -> Result<Box<dyn Provider>, ProviderEr
         "pbs" => Box::new(Pbs::new(asked)),
         "lsf" => Box::new(Lsf::new(asked)),
         "cobalt" => Box::new(Cobalt { user: config.user.clone() }),
-        _ => Box::new(Local { program: config.program.clone() }),
+        _ => Box::new(Local { program: config.program.clone(), ends_with: config.ends_with }),
     };
     if made.dialect() == asked {
         return Ok(made);

@@ -11,6 +11,8 @@ use pf_protocol::report::{BlockEnd, BlockState};
 pub struct Local {
     /// The `pf` whose hidden verb `local` is the scheduler.
     pub program: String,
+    /// Process with which blocks end.
+    pub ends_with: Option<u32>,
 }
 
 impl Local {
@@ -112,6 +114,9 @@ impl Provider for Local {
         let seconds = request.walltime_ms.div_ceil(1_000).to_string();
         let rest = ["--name", &request.name, "--dir", &request.dir, "--walltime-s", &seconds];
         let mut argv = self.argv("submit", &rest);
+        if let Some(pid) = self.ends_with {
+            argv.extend(["--ends-with".into(), pid.to_string()]);
+        }
         argv.extend(["--", &request.program, "pilot", "--ticket"].map(String::from));
         argv.push(format!("{}/ticket.json", request.dir));
         Ok(Plan { argv, ..Plan::default() })
@@ -187,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn local() -> Local {
-        Local { program: "/x/pf".into() }
+        Local { program: "/x/pf".into(), ends_with: None }
     }
 
     fn said(stdout: &str) -> Output {
@@ -208,6 +213,8 @@ mod tests {
             argv,
             "/x/pf local submit --name pf-here-b1 --dir /d/b1 --walltime-s 2 -- /d/pf pilot --ticket /d/b1/ticket.json"
         );
+        let with = Local { ends_with: Some(77), ..local() }.submit(&request).unwrap().argv.join(" ");
+        assert_eq!(with, argv.replace(" -- ", " --ends-with 77 -- "));
         assert_eq!(local().submitted(&said("Welcome to here 3-D\n123-4567\n")).unwrap(), "123-4567");
         let refused = Output { exit: Some(1), stderr: "no such folder\n".into(), ..Output::default() };
         assert_eq!(local().submitted(&refused), Err(ProviderError::refused("no such folder".into())));

@@ -21,6 +21,7 @@ fn speaking(name: &str, dialect: &str) -> Box<dyn Provider> {
         dialect: Some(dialect.into()),
         program: "/s/bin/pf".into(),
         user: "ada".into(),
+        ends_with: None,
     };
     provider(&config).unwrap()
 }

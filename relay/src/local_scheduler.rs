@@ -6,7 +6,9 @@
 
 use crate::error::RelayError;
 use crate::files::{read, replace};
-use crate::limits::{ORPHANS_END_MAX, ORPHANS_LOOK, PILOT_END_MAX, SUPERVISOR_START_MAX, TICKET_BYTES_MAX};
+use crate::limits::{
+    MASTER_LOOK, ORPHANS_END_MAX, ORPHANS_LOOK, PILOT_END_MAX, SUPERVISOR_START_MAX, TICKET_BYTES_MAX,
+};
 use crate::proc::{Life, children};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -64,7 +66,7 @@ struct End {
 #[derive(Debug, thiserror::Error)]
 enum LocalError {
     #[error(
-        "usage: pf local submit --name NAME --dir DIR --walltime-s S -- PROGRAM ARGS.. | status DIR.. | cancel DIR"
+        "usage: pf local submit --name NAME --dir DIR --walltime-s S [--ends-with PID] -- PROGRAM ARGS.. | status DIR.. | cancel DIR"
     )]
     Usage,
     #[error(transparent)]
@@ -104,6 +106,8 @@ struct Order {
     name: String,
     dir: PathBuf,
     walltime: Duration,
+    /// The block ends with this process.
+    ends_with: Option<i32>,
     argv: Vec<String>,
 }
 
@@ -118,10 +122,11 @@ fn order(args: &[String]) -> Result<Order, LocalError> {
         return Err(LocalError::Usage);
     };
     let seconds = seconds.parse().map_err(|_| LocalError::Usage)?;
+    let ends_with = flag("--ends-with").map(|pid| pid.parse().map_err(|_| LocalError::Usage)).transpose()?;
     if argv.is_empty() {
         return Err(LocalError::Usage);
     }
-    Ok(Order { name, dir: dir.into(), walltime: Duration::from_secs(seconds), argv })
+    Ok(Order { name, dir: dir.into(), walltime: Duration::from_secs(seconds), ends_with, argv })
 }
 
 /// Starts a supervisor and prints the block's id when it has begun.
@@ -241,6 +246,8 @@ fn supervise(args: &[String]) -> Result<(), LocalError> {
     let signals = SignalFd::with_flags(&set, flags).map_err(system("receive signals"))?;
     let own = i32::try_from(std::process::id()).ok().and_then(Life::of).ok_or(LocalError::NoSupervisor)?;
     let walltime_ms = order.walltime.as_millis() as u64;
+    // Looked up now: its number may be another's later.
+    let master = order.ends_with.map(Life::of);
     let mut record =
         Record { name: order.name, supervisor: own, program: None, started_ms: now_ms(), walltime_ms };
     save(&order.dir.join(RECORD), &record)?;
@@ -256,7 +263,7 @@ fn supervise(args: &[String]) -> Result<(), LocalError> {
         nix::unistd::dup2_stdout(null).map_err(system("close standard output"))?;
     }
     let end = match program {
-        Ok(pid) => watch(&signals, pid, Instant::now() + order.walltime)?,
+        Ok(pid) => watch(&signals, pid, Instant::now() + order.walltime, master)?,
         Err(error) => {
             // Goes to the block's log.
             let _ = writeln!(std::io::stderr(), "start {}: {error}", order.argv[0]);
@@ -285,8 +292,15 @@ fn start_program(dir: &Path, argv: &[String]) -> std::io::Result<i32> {
     i32::try_from(child.id()).map_err(std::io::Error::other)
 }
 
-/// Waits for the program's end; ends it at its walltime or when asked to.
-fn watch(signals: &SignalFd, program: i32, walltime_at: Instant) -> Result<End, LocalError> {
+/// Waits for the program's end; ends it at its walltime, when asked to, or when nobody is left whom it is for.
+fn watch(
+    signals: &SignalFd,
+    program: i32,
+    walltime_at: Instant,
+    master: Option<Option<Life>>,
+) -> Result<End, LocalError> {
+    let is_orphan = || master.is_some_and(|life| !life.is_some_and(Life::runs));
+    let look = if master.is_some() { MASTER_LOOK } else { Duration::from_secs(3_600) };
     let mut end = End::default();
     let mut kill_at: Option<Instant> = None;
     loop {
@@ -299,13 +313,18 @@ fn watch(signals: &SignalFd, program: i32, walltime_at: Instant) -> Result<End, 
             kill_at = Some(now + PILOT_END_MAX);
             pass_on(program, Signal::SIGTERM);
         }
+        if kill_at.is_none() && is_orphan() {
+            end.cancelled = true;
+            kill_at = Some(now + PILOT_END_MAX);
+            pass_on(program, Signal::SIGTERM);
+        }
         if kill_at.is_some_and(|at| now >= at) {
             pass_on(program, Signal::SIGKILL);
             kill_at = Some(now + Duration::from_secs(1));
         }
         let next = kill_at.unwrap_or(walltime_at);
         let wait = next.saturating_duration_since(now) + Duration::from_millis(1);
-        let wait = PollTimeout::try_from(wait.min(Duration::from_secs(3_600))).unwrap_or(PollTimeout::MAX);
+        let wait = PollTimeout::try_from(wait.min(look)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], wait) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(system("wait for signals")(errno)),

@@ -133,6 +133,7 @@ impl RelayNode {
             dialect: options.dialect.clone().or_else(|| command::dialect(&options.provider).map(Into::into)),
             program: options.program.to_string_lossy().into_owned(),
             user: options.user.clone(),
+            ends_with: options.blocks_end_with,
         })?;
         options.scaling.unclear_ms = provider.submit_shows_within_ms();
         options.scaling.poll_ms = options.poll_ms.unwrap_or(provider.poll_ms());

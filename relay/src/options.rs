@@ -71,4 +71,6 @@ pub struct RelayOptions {
     pub takeover: bool,
     /// Whether the reactor ends with the relay (a relay of its own process).
     pub alone: bool,
+    /// Blocks of this machine end with this process; None: they outlive it, and the next relay finds them.
+    pub blocks_end_with: Option<u32>,
 }

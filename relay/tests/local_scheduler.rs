@@ -21,9 +21,17 @@ const WAIT: Duration = Duration::from_secs(120);
 
 impl Site {
     fn new() -> Site {
+        Site::whose_blocks_end_with(None)
+    }
+
+    fn whose_blocks_end_with(ends_with: Option<u32>) -> Site {
         let program = std::env::current_exe().expect("own path").to_string_lossy().into_owned();
-        let config =
-            ProviderConfig { name: "local".into(), program: program.clone(), ..ProviderConfig::default() };
+        let config = ProviderConfig {
+            name: "local".into(),
+            program: program.clone(),
+            ends_with,
+            ..ProviderConfig::default()
+        };
         let provider = provider(&config).expect("local is known");
         Site { folder: tempfile::tempdir().expect("a folder"), provider, program }
     }
@@ -129,6 +137,21 @@ fn cancel_ends_it_and_what_it_left_behind() {
     site.cancel(&block);
 }
 
+fn a_block_ends_with_the_process_that_it_is_for() {
+    let mut master = std::process::Command::new("sleep").arg("1000").spawn().expect("start sleep");
+    let site = Site::whose_blocks_end_with(Some(master.id()));
+    let block = site.submit("m", "trap 'echo warned; exit 0' TERM; sleep 1000 & wait", 600_000);
+    assert_eq!(site.status(&[&block])[0].state, BlockState::Running);
+    master.kill().expect("kill sleep");
+    // A zombie is gone, too.
+    assert_eq!(site.end(&block), BlockState::Ended(BlockEnd::Cancelled));
+    master.wait().expect("wait for sleep");
+    let log = std::fs::read_to_string(Path::new(&block.dir).join(local_scheduler::BLOCK_LOG)).expect("a log");
+    assert!(log.contains("warned"), "the program heard SIGTERM: {log:?}");
+    let late = site.submit("late", "exec sleep 1000", 600_000);
+    assert_eq!(site.end(&late), BlockState::Ended(BlockEnd::Cancelled));
+}
+
 fn a_folder_has_one_block_and_an_unknown_one_is_not_listed() {
     let site = Site::new();
     let block = site.submit("once", "exit 0", 60_000);
@@ -193,10 +216,11 @@ fn main() -> ExitCode {
         Some("pilot") => return pilot(&args[1..]),
         _ => {}
     }
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("ends_are_told_as_they_were", ends_are_told_as_they_were),
         ("walltime_is_a_word_first_and_no_failure", walltime_is_a_word_first_and_no_failure),
         ("cancel_ends_it_and_what_it_left_behind", cancel_ends_it_and_what_it_left_behind),
+        ("a_block_ends_with_the_process_that_it_is_for", a_block_ends_with_the_process_that_it_is_for),
         (
             "a_folder_has_one_block_and_an_unknown_one_is_not_listed",
             a_folder_has_one_block_and_an_unknown_one_is_not_listed,

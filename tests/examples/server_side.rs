@@ -198,6 +198,7 @@ fn relay_options(root: &Path) -> Result<RelayOptions, Error> {
         host: "bench".into(),
         takeover: false,
         alone: false,
+        blocks_end_with: None,
     })
 }
 

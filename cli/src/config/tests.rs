@@ -242,6 +242,7 @@ fn every_profile_makes_an_endpoint() {
             dialect: endpoint.dialect.clone(),
             program: "/pf".into(),
             user: "u".into(),
+            ends_with: None,
         };
         let provider = pf_providers::provider(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
         let shape = &endpoint.shapes[0];

@@ -180,7 +180,10 @@ fn open_relays(
 ) -> Result<Vec<(RelayNode, RelayHandle)>> {
     let mut opened = Vec::new();
     for endpoint in config.endpoints.values() {
-        let relay = relay_options(config, endpoint, host, BrokerLink::Paired).and_then(open_relay);
+        let options = relay_options(config, endpoint, host, BrokerLink::Paired);
+        // A private chain is for this process alone: if it is killed, nobody looks after its blocks.
+        let blocks_end_with = (kind == Kind::Private).then(std::process::id);
+        let relay = options.and_then(|options| open_relay(RelayOptions { blocks_end_with, ..options }));
         match (relay, kind) {
             (Ok(relay), _) => opened.push(relay),
             (Err(error), Kind::Private) => return Err(error),
@@ -255,6 +258,7 @@ fn relay_options(
         host: host.into(),
         takeover: false,
         alone,
+        blocks_end_with: None,
     })
 }
 

@@ -49,6 +49,10 @@ pub async fn serve(context: &Context, args: &ServeArgs) -> Result<Exit> {
     if let Some(shared) = shared {
         std::fs::remove_dir_all(&shared).map_err(|e| io_error(format!("remove {}", shared.display()), e))?;
     }
+    if args.parent_pid.is_some_and(|pid| std::os::unix::process::parent_id() != pid) {
+        // The program was killed: nobody else removes its folder.
+        std::fs::remove_dir_all(&root).map_err(|e| io_error(format!("remove {}", root.display()), e))?;
+    }
     stopped.map(|()| Exit::Ok)
 }
 

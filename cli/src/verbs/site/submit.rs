@@ -95,6 +95,7 @@ fn provider(endpoint: &EndpointConfig, program: &Path) -> Result<Box<dyn Provide
         dialect: endpoint.dialect.clone(),
         program: program.display().to_string(),
         user: crate::verbs::chain::user_name(),
+        ends_with: None,
     };
     pf_providers::provider(&config)
         .map_err(|e| CliError::usage(format!("endpoint {}", endpoint.name)).because(e))
