@@ -3,6 +3,7 @@
 //! `pf` calls [`pilot_main`], [`manager_main`] and [`rank_main`]; what they decide is in `pf-manager-core`.
 
 mod capture;
+mod cgroup;
 mod children;
 mod claim;
 mod command;

@@ -1,5 +1,6 @@
 //! From what the hardware is to what the manager carves: reserved cores, overrides, more slots than cores.
 
+use crate::cgroup::CgroupLimits;
 use crate::gpus::{GpuEnv, VisibleGpus};
 use crate::topology::{self, GpuVendor};
 use nix::sched::sched_getaffinity;
@@ -16,14 +17,14 @@ pub(crate) fn local(ticket: &Ticket) -> (NodeShape, GpuEnv) {
     });
     // Several "nodes" on one machine would be bound to the same cores.
     let shared = ticket.launcher == "local" && ticket.nodes > 1;
-    shape(&found, &ticket.slots, &VisibleGpus::own(), !shared)
+    shape(&found, &ticket.slots, &VisibleGpus::own(), CgroupLimits::own(), !shared)
 }
 
 /// What a manager on this machine will offer: so that a local endpoint can refuse what it can never run before it has a manager.
 #[must_use]
 pub fn local_capacity(plan: &SlotPlan) -> NodeCapacity {
     let found = topology::read_local().unwrap_or_else(|_| from_affinity());
-    shape(&found, plan, &VisibleGpus::own(), true).0.capacity()
+    shape(&found, plan, &VisibleGpus::own(), CgroupLimits::own(), true).0.capacity()
 }
 
 /// What is carved. `pin` is false where others use the same cores.
@@ -31,12 +32,20 @@ fn shape(
     found: &topology::NodeShape,
     plan: &SlotPlan,
     visible: &VisibleGpus,
+    limits: CgroupLimits,
     pin: bool,
 ) -> (NodeShape, GpuEnv) {
     let reserved = |core: &&topology::Core| !core.pus.iter().any(|pu| plan.reserved_cores.contains(pu));
     let usable: Vec<&topology::Core> = found.cores.iter().filter(reserved).collect();
-    let count = plan.cores_override.map_or(usable.len(), |n| n as usize).max(1);
-    let pinned = pin && count <= usable.len();
+    // A container or a login node may be given a share of CPU time in place of CPUs: as many cores are offered as it keeps busy, and they are bound to
+    // none, since others are on the same ones.
+    let share = limits.cpus_milli.filter(|milli| {
+        let cpus: usize = usable.iter().map(|core| core.pus.len()).sum();
+        *milli < cpus as u64 * 1_000
+    });
+    let most = share.map_or(usable.len(), |milli| usable.len().min(milli.div_ceil(1_000) as usize));
+    let count = plan.cores_override.map_or(most, |n| n as usize).max(1);
+    let pinned = pin && share.is_none() && count <= usable.len();
     let cores = (0..count)
         .map(|n| Core { pus: if pinned { usable[n].pus.clone() } else { Vec::new() } })
         .collect::<Vec<_>>();
@@ -51,7 +60,7 @@ fn shape(
         gpus.push(Gpu { name: model, near: gpu.map(near).unwrap_or_default() });
         env.0.push((vendor, name));
     }
-    let memory_bytes = found.memory_bytes;
+    let memory_bytes = limits.memory_bytes.map_or(found.memory_bytes, |limit| limit.min(found.memory_bytes));
     (NodeShape { cores, gpus, memory_bytes, ..NodeShape::default() }, env)
 }
 
@@ -92,6 +101,8 @@ fn from_affinity() -> topology::NodeShape {
 mod tests {
     use super::*;
 
+    const NONE: CgroupLimits = CgroupLimits { cpus_milli: None, memory_bytes: None };
+
     fn machine() -> topology::NodeShape {
         let core = |n: u32| topology::Core {
             index: n,
@@ -123,7 +134,7 @@ mod tests {
     #[test]
     fn reserved_cores_are_left_out_and_gpus_know_their_cores() {
         let plan = SlotPlan { reserved_cores: vec![0], ..SlotPlan::default() };
-        let (shape, env) = shape(&machine(), &plan, &VisibleGpus::default(), true);
+        let (shape, env) = shape(&machine(), &plan, &VisibleGpus::default(), NONE, true);
         assert_eq!(shape.cores.iter().map(|c| c.pus[0]).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!((&shape.gpus[0].near[..], &shape.gpus[1].near[..]), (&[1, 2][..], &[0][..]));
         assert_eq!(env.variables(&[1]), [("ROCR_VISIBLE_DEVICES", "1".to_string())]);
@@ -132,40 +143,56 @@ mod tests {
     #[test]
     fn gpus_that_the_batch_system_did_not_give_are_not_offered() {
         let visible = VisibleGpus::read(|_| Some("1".into()));
-        let (own, env) = shape(&machine(), &SlotPlan::default(), &visible, true);
+        let (own, env) = shape(&machine(), &SlotPlan::default(), &visible, NONE, true);
         assert_eq!((own.gpus.len(), &own.gpus[0].near[..]), (1, &[0, 1][..]));
         assert_eq!(env.variables(&[0]), [("ROCR_VISIBLE_DEVICES", "1".to_string())]);
         // Also of those that are pretended.
         let plan = SlotPlan { gpus_override: Some(4), ..SlotPlan::default() };
-        assert_eq!(shape(&machine(), &plan, &visible, true).0.gpus.len(), 1);
-        assert_eq!(shape(&machine(), &plan, &VisibleGpus::default(), true).0.gpus.len(), 4);
+        assert_eq!(shape(&machine(), &plan, &visible, NONE, true).0.gpus.len(), 1);
+        assert_eq!(shape(&machine(), &plan, &VisibleGpus::default(), NONE, true).0.gpus.len(), 4);
     }
 
     #[test]
     fn more_slots_than_cores_are_not_bound() {
         let plan = |n| SlotPlan { cores_override: Some(n), ..SlotPlan::default() };
         assert!(
-            shape(&machine(), &plan(5), &VisibleGpus::default(), true)
+            shape(&machine(), &plan(5), &VisibleGpus::default(), NONE, true)
                 .0
                 .cores
                 .iter()
                 .all(|c| c.pus.is_empty())
         );
         assert!(
-            shape(&machine(), &plan(4), &VisibleGpus::default(), true)
+            shape(&machine(), &plan(4), &VisibleGpus::default(), NONE, true)
                 .0
                 .cores
                 .iter()
                 .all(|c| !c.pus.is_empty())
         );
         assert!(
-            shape(&machine(), &plan(2), &VisibleGpus::default(), false)
+            shape(&machine(), &plan(2), &VisibleGpus::default(), NONE, false)
                 .0
                 .cores
                 .iter()
                 .all(|c| c.pus.is_empty())
         );
-        assert_eq!(shape(&machine(), &plan(0), &VisibleGpus::default(), true).0.cores.len(), 1);
+        assert_eq!(shape(&machine(), &plan(0), &VisibleGpus::default(), NONE, true).0.cores.len(), 1);
+    }
+
+    #[test]
+    fn a_share_of_the_machine_is_all_that_is_offered() {
+        let within = |cpus_milli, memory_bytes, plan: &SlotPlan| {
+            let limits = CgroupLimits { cpus_milli, memory_bytes };
+            let (shape, _) = shape(&machine(), plan, &VisibleGpus::default(), limits, true);
+            (shape.cores.len(), shape.cores.iter().all(|c| c.pus.is_empty()), shape.memory_bytes)
+        };
+        let any = SlotPlan::default();
+        assert_eq!(within(Some(1_500), Some(5), &any), (2, true, 5));
+        assert_eq!(within(Some(100), Some(50), &any), (1, true, 9));
+        assert_eq!(within(Some(5_000), None, &any), (4, true, 9), "less than its eight hardware threads");
+        assert_eq!(within(Some(8_000), None, &any), (4, false, 9), "all that there is");
+        let three = SlotPlan { cores_override: Some(3), ..SlotPlan::default() };
+        assert_eq!(within(Some(1_000), None, &three), (3, true, 9), "who says how many has the last word");
     }
 
     #[test]
