@@ -68,6 +68,7 @@ class Client:
         self.broken: Optional[BaseException] = None
         self.ready: "queue.SimpleQueue[Optional[Lane]]" = queue.SimpleQueue()
         self.stopped = threading.Event()
+        self.ends: "queue.SimpleQueue[bool]" = queue.SimpleQueue()  # to the thread that waits for an end: whether it is to bring it about
         self.registered: Set[str] = set()
         self.control = Connection(address)
         self.control_lock = threading.Lock()
@@ -428,6 +429,9 @@ class Client:
         """End threads, connections and an embedded broker. Futures that are not settled stay so."""
         self.stopped.set()
         self.ready.put(None)
+        self.ends.put(False)
+        with self.lock:
+            self.changed.notify_all()
         self.uploads.shut()
         self.downloads.shut()
         for listener in self.listeners:

@@ -2,6 +2,7 @@
 import sys
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
+NAME_CHARS_MAX = 200  # of a job, by the broker's limits: names of functions inside functions are long
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -64,7 +65,7 @@ class Options(NamedTuple):
     def spec(self, function_id: str, chunked: bool, group: int, endpoint: Optional[str], name: str) -> Dict[str, Any]:
         """The ``JobSpec`` of tasks of one function."""
         spec: Dict[str, Any] = {
-            "name": self.name or name,
+            "name": self.name or name[:NAME_CHARS_MAX],
             "labels": dict(self.labels),
             "group": group,
             "endpoints": [endpoint] if endpoint else [],

@@ -3,7 +3,9 @@ import atexit
 import concurrent.futures
 import os
 import sys
+import threading
 import time
+import urllib.parse
 import weakref
 from collections.abc import Sequence as SequenceABC
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
@@ -25,12 +27,17 @@ INTERRUPTED_S = 2.0  # after Ctrl-C in a with block, to close jobs in order
 EXIT_FLUSH_S = 30.0  # at interpreter exit, to hand unsent tasks to the user's daemon
 
 
+class Held:
+    """Held by an executor and all of its views: when it goes, nobody can submit any more."""
+
+
 class View(concurrent.futures.Executor):
     """An executor's face with options of its own. ``Executor`` is one too; ``with_options`` makes more."""
 
-    def __init__(self, client: Client, options: Options) -> None:
+    def __init__(self, client: Client, options: Options, held: Held) -> None:
         self._client = client
         self._options = options
+        self._held = held
         self._lanes: Dict[Tuple[Any, bool], Lane] = {}
 
     def with_options(self, **options: Any) -> "View":
@@ -42,7 +49,7 @@ class View(concurrent.futures.Executor):
         ``priority``, ``max_running``, ``max_fails``; ``name``, ``labels``, ``account``;
         ``env`` (variables of the tasks), ``python`` (interpreter), ``by`` (``"cloudpickle"``, ``"reference"``, ``"source"``).
         """
-        return View(self._client, self._options.changed(options))
+        return View(self._client, self._options.changed(options), self._held)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run ``fn(*args, **kwargs)`` as a task of its own. The arguments are pickled now: an error of theirs is raised here."""
@@ -73,8 +80,8 @@ class View(concurrent.futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; wait until all futures are done; end threads, and an embedded chain with its folder.
-        ``cancel_futures``: cancel what has not started. Without ``wait`` it returns at once: the rest is done in the
-        background (an embedded chain is waited for when the interpreter ends)."""
+        ``cancel_futures``: cancel what has not started. Without ``wait`` it returns at once, and the rest is done in the
+        background, as for an executor that is dropped (an embedded chain is waited for when the interpreter ends)."""
         shut_down(self._client, wait, cancel_futures)
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> Optional[bool]:
@@ -170,13 +177,16 @@ class Executor(View):
             if address.socket is None and not trust_results:
                 raise ValueError("results of a broker elsewhere are pickles, which can run code here when they are read: "
                                  "say trust_results=True if endpoint and broker are yours or trusted")
-        super().__init__(Client(address, endpoint, embedded, workers), chosen)
+        super().__init__(Client(address, endpoint, embedded, workers), chosen, Held())
         try:
             self._check_broker(broker, endpoint)
         except BaseException:
             self._client.stop()
             raise
         LIVE.add(self._client)
+        threading.Thread(target=keep, args=(self._client,), name="pilotfish-keep", daemon=True).start()
+        # Of all that could be done while garbage is collected, this takes no lock.
+        weakref.finalize(self._held, self._client.ends.put, True).atexit = False
 
     @property
     def folder(self) -> Optional[str]:
@@ -196,7 +206,7 @@ class Executor(View):
         client.item_bytes_max = int(limits["payload_bytes_max"])
         client.inline_bytes_max = int(limits.get("inline_bytes_max", client.item_bytes_max))
         if endpoint is not None:
-            client.call("GET", "/v1/endpoints/" + endpoint)
+            client.call("GET", "/v1/endpoints/" + urllib.parse.quote(endpoint, safe=""))
 
 
 class AttachedJob(SequenceABC):  # type: ignore[type-arg]
@@ -270,13 +280,22 @@ def shut_down(client: Client, wait: bool, cancel_futures: bool) -> None:
         end_now(client)
     else:
         ENDING.add(client)
+        client.ends.put(True)
+
+
+def keep(client: Client) -> None:
+    """The thread that ends an executor once its work is done, when it was dropped, or shut down without waiting."""
+    if client.ends.get():
+        client.refuse("the executor was dropped")
+        client.wait(lambda: client.stopped.is_set() or client.all_done())
+        end_now(client)
 
 
 def end_now(client: Client) -> None:
     """Stop threads and an embedded chain. Whoever waits for a future of it gets CancelledError."""
-    ENDING.discard(client)
-    LIVE.discard(client)
     client.stop()
+    ENDING.discard(client)  # not before: the interpreter, if it ends meanwhile, must wait for this
+    LIVE.discard(client)
     with client.lock:
         left = [f for lane in set(client.lanes.values()) | set(client.by_job.values())
                 for f in lane.futures + [future for _item, future in lane.pending] if f is not None]

@@ -234,6 +234,8 @@ def encode_error(message: str, traceback: Optional[str] = None, hint: Optional[s
         detail["traceback"] = traceback
     if hint is not None:
         detail["hint"] = hint
+    for name, text in detail.items():  # of a file's name that is not UTF-8 there are halves of characters, which JSON has no place for
+        detail[name] = text.encode("utf-8", "backslashreplace").decode()
     if exit_code is not None:
         detail["exit"] = exit_code
     return json.dumps(detail).encode()

@@ -216,6 +216,14 @@ class ClientTest(unittest.TestCase):
                 with self.assertRaises(ValueError):
                     ex.with_options(**wrong)
 
+    def test_a_long_name_of_a_function_is_cut(self) -> None:
+        def f(x: int) -> int:
+            return x
+        f.__qualname__ = "x" * 300
+        with self.executor() as ex:
+            ex.submit(f, 1).result(20)
+            self.assertEqual(len(self.broker.jobs[1]["spec"]["name"]), 200)
+
     def test_attach(self) -> None:
         def f(x: int) -> int:
             return x + 1
@@ -246,6 +254,9 @@ class ClientTest(unittest.TestCase):
     def test_clear_errors_before_anything_is_sent(self) -> None:
         with self.assertRaisesRegex(pilotfish.ApiError, "nowhere"):
             pilotfish.Executor("nowhere", broker=self.path)
+        for odd in ("a b/c", "a\r\nX: y", "\u00e9"):
+            with self.assertRaisesRegex(pilotfish.ApiError, "there is no endpoint"):
+                pilotfish.Executor(odd, broker=self.path)
         with self.assertRaisesRegex(OSError, "no.sock"):
             pilotfish.Executor("here", broker=self.path + "no.sock")
         with self.assertRaisesRegex(ValueError, "workers"):

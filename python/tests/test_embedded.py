@@ -1,10 +1,12 @@
 """The embedded chain's life, with a stand-in for ``pf``: start, end, failure, interpreter exit."""
+import gc
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import unittest
 import unittest.mock
 from typing import Any
@@ -81,6 +83,26 @@ class EmbeddedTest(unittest.TestCase):
             """)
         self.assertEqual((sorted(done.stdout.split("\n")), done.stderr, done.returncode), (["", "done 7", "done 8"], "", 0))
         self.assert_nothing_is_left()
+
+    def test_a_dropped_executor_ends_when_its_work_is_done(self) -> None:
+        for shut_down in (False, True):
+            ex = pilotfish.Executor(workers=1)
+            process = ex._client.embedded.process  # type: ignore[union-attr]
+            view = ex.with_options(name="view")
+            if shut_down:
+                future = view.submit(abs, -3)
+                ex.shutdown(wait=False)
+            del ex
+            gc.collect()
+            if not shut_down:
+                future = view.submit(abs, -3)  # a view is enough to hold it
+            del view
+            gc.collect()
+            self.assertEqual(future.result(20), 3)
+            del future
+            self.assertEqual(process.wait(20), 0)
+            while os.listdir(self.folder.name):
+                time.sleep(0.01)
 
     def test_an_interrupt_ends_it_at_once(self) -> None:
         done = self.script("""

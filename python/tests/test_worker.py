@@ -66,6 +66,14 @@ class WorkerTest(unittest.TestCase):
         self.assertIn("traceback", row.error)
         self.still_works()
 
+    def test_what_is_no_utf_8_comes_as_text_that_every_reader_takes(self) -> None:
+        row = self.one("import os\ndef f(): open(os.fsdecode(b'/none/\\xe9'))")
+        self.assertEqual(row.status, EXCEPTION)
+        for part in ("message", "traceback"):
+            self.assertIn("\\udce9", row.error[part])
+            row.error[part].encode()
+        self.still_works()
+
     def test_unpicklable_result(self) -> None:
         row = self.one("import threading\ndef f(): return threading.Lock()")
         self.assertEqual(row.status, EXCEPTION)
