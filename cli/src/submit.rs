@@ -190,7 +190,8 @@ fn read_items(path: &Path, on_stdin: bool) -> Result<Vec<String>> {
     };
     for (line, item) in (1..).zip(&items) {
         if item.len() > bytes_max {
-            let message = format!("{shown}, line {line}: {} bytes, {of} may have {bytes_max}", item.len());
+            let message =
+                format!("{shown}, line {line}: {} bytes, {of} may have {bytes_max} bytes", item.len());
             return Err(CliError::usage(message).hint("write what is long into files and pass their paths"));
         }
         if !on_stdin && item.contains('\0') {
@@ -378,7 +379,10 @@ mod tests {
         assert_eq!((made[0].as_str(), made[1].as_str(), made[2].len()), ("a", "\"b\" é", 131_071));
         std::fs::write(&file, format!("a\n{}", "x".repeat(131_072))).expect("write");
         let long = work(&["--each-line", path, "x", "{item}"]).unwrap_err().to_string();
-        assert!(long.ends_with("line 2: 131072 bytes, an argument of a command may have 131071"), "{long}");
+        assert!(
+            long.ends_with("line 2: 131072 bytes, an argument of a command may have 131071 bytes"),
+            "{long}"
+        );
         assert_eq!(work(&["--each-line", path, "--stdin-item", "x"]).expect("resolve").count, 2);
         std::fs::write(&file, b"a\nb\0").expect("write");
         let zero = work(&["--each-line", path, "x", "{item}"]).unwrap_err().to_string();

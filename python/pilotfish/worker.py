@@ -48,6 +48,7 @@ clock_ns = time.perf_counter_ns
 loads = pickle.loads
 write = os.write
 getsignal = _signal.getsignal
+alarm = _signal.alarm
 
 
 class Refused(Exception):
@@ -375,8 +376,6 @@ class Worker:
     def restore_signals(self) -> None:
         """The handlers that a task finds: SIGINT raises in tasks only, SIGTERM ends the process, no alarm is left."""
         if _signal.getsignal(_signal.SIGALRM) is not _signal.SIG_DFL:
-            _signal.alarm(0)
-            _signal.setitimer(_signal.ITIMER_REAL, 0)
             _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, self.on_interrupt)
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
@@ -424,6 +423,7 @@ class Worker:
                 self.chdir(self.cwd)
             except OSError as error:
                 self.note("the worker's folder is gone: %s" % error)
+        alarm(0)  # one that the task has left would end the next one
         for number, handler in self.handlers:
             if getsignal(number) is not handler:
                 self.restore_signals()

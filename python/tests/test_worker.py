@@ -183,6 +183,9 @@ class WorkerTest(unittest.TestCase):
                          " return os.getcwd(), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.getitimer(0)[0]")
         self.m.run(call())
         self.assertEqual(self.m.run(call(), slot=1)[0].result(), (os.getcwd(), True, 0.0))
+        self.m.source(2, "import signal\ndef f(): signal.alarm(1)")  # with no handler of its own
+        self.m.run(call(), slot=2)
+        self.assertEqual(self.m.run(call(), slot=1)[0].result(), (os.getcwd(), True, 0.0))
         self.m.end()
         self.assertEqual(self.m.out()[1], b"seen\n")
 

@@ -29,6 +29,10 @@ fn unknown_things_are_named_with_a_hint() {
     site.pf(&["logs", "nonsense"]).expect_code(2).says(&["nonsense"]);
     site.pf(&["function", "show", &"0".repeat(64)]).expect_code(4).says(&["000000"]);
     site.pf(&["submit", "--no-such-option", "--", "true"]).expect_code(2).says(&["--no-such-option"]);
+    for name in ["a b", "a]\nb", "a.b", ""] {
+        let refused = site.pf(&["endpoint", "add", name]).expect_code(2);
+        refused.says(&["cannot be the name of an endpoint", "hint:"]);
+    }
     let config = site.path().join("root/config.toml");
     fs::create_dir_all(config.parent().unwrap()).unwrap();
     fs::write(&config, "# mine\nendpiont = \"local\"\n").unwrap();

@@ -274,7 +274,15 @@ fn every_answer_has_a_json_form() {
         &["function", "list", "--json"],
         &["broker", "status", "--json"],
         &["config", "show", "--json"],
+        &["results", "--json", &format!("{job}.0")],
+        &["job", "list", "--label", "k=v", "--label", "k=v", "--json"],
+        &["broker", "cert", "--json"],
     ] {
         site.pf(args).expect_code(0).json_lines();
     }
+    let wrong = site.pf(&["submit", "--json", "--no-such-option", "--", "true"]).expect_code(2);
+    let error: serde_json::Value = serde_json::from_str(&wrong.stderr).expect("one JSON object");
+    assert_eq!((error["exit"].as_i64(), wrong.stdout.as_str()), (Some(2), ""));
+    assert!(error["error"].as_str().is_some_and(|text| text.contains("--no-such-option")), "{error}");
+    assert_eq!(site.pf(&["broker", "stop", "--json"]).expect_code(0).json()["running"], false);
 }

@@ -74,7 +74,7 @@ pub(crate) async fn put_function(
         Some("cloudpickle") => FunctionKind::Cloudpickle,
         Some("source") => FunctionKind::Source,
         other => {
-            let message = format!("X-Pilotfish-Kind is {other:?}");
+            let message = format!("X-Pilotfish-Kind is {:?}", other.unwrap_or_default());
             return Err(ApiError::bad_request(message).hint("one of: reference, cloudpickle, source"));
         }
     };

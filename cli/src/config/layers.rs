@@ -328,7 +328,7 @@ fn unknown_section(name: &str, origin: &Origin) -> CliError {
 }
 
 /// Refuses what cannot be the name of an endpoint, or of a shape.
-pub(super) fn check_name(name: &str, of: &str, origin: &Origin) -> Result<()> {
+pub fn check_name(name: &str, of: &str, origin: &impl std::fmt::Display) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.chars().all(good) {
         return Ok(());

@@ -4,7 +4,7 @@ use crate::Context;
 use crate::args::manage::{BlockArgs, EndpointAddArgs};
 use crate::args::{BlockVerb, EndpointVerb};
 use crate::client::{Again, Body, Client, escape};
-use crate::config::layers::nearest_hint;
+use crate::config::layers::{check_name, nearest_hint};
 use crate::config::register::{ENDPOINT_SECTION, KEYS, Key};
 use crate::config::value::Value;
 use crate::config::{Settings, profiles};
@@ -112,6 +112,7 @@ async fn add(context: &Context, args: &EndpointAddArgs) -> Result<Exit> {
         done(context, &args.name, "is known; the relay with that key may serve it")?;
         return Ok(Exit::Ok);
     }
+    check_name(&args.name, "an endpoint", &"pf endpoint add")?;
     let mut sources = context.surroundings.sources(context.config_flag.as_deref())?;
     let known = profiles::names(&sources.profiles);
     if !known.contains(&args.profile) {

@@ -58,7 +58,7 @@ impl Printed {
                 read => read?,
             };
             let mut scan = Scan::new(&self.buffer[..length]);
-            while let Some((header, piece)) = scan.next() {
+            for (header, piece) in scan.by_ref() {
                 if header.task.job == self.job && header.stream != Stream::End {
                     let held = self.held.entry(header.task.index).or_default();
                     held.push((header.stream as u8, piece.to_vec()));
@@ -90,7 +90,7 @@ mod tests {
     fn each_task_has_its_own_output_however_the_logs_grow() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let mut printed = Printed::new(folder.path(), JobId(1));
-        let mut grow = |log: &str, bytes: &[u8]| {
+        let grow = |log: &str, bytes: &[u8]| {
             let path = folder.path().join(log);
             let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("open");
             file.write_all(bytes).expect("write");
