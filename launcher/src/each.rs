@@ -88,7 +88,7 @@ impl Launcher for Each {
                 .chain(plan.argv_for(&number.to_string()));
             let mut argv = self.reach(&node.name, node.first_slot);
             match self {
-                _ if plan.is_here(node) => argv = words.collect(),
+                _ if node.is_here => argv = words.collect(),
                 Each::Ssh => argv.push(words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ")),
                 _ => argv.extend(words),
             }

@@ -74,7 +74,7 @@ pub struct Place {
     pub host: String,
     /// Nodes that the block was asked with.
     pub asked: u32,
-    /// Text of the file that [`nodelist::node_file`] names, if it names one.
+    /// Text of the file that [`nodelist::node_file`] names, if it names one and it can be read.
     pub node_file: Option<String>,
 }
 

@@ -29,7 +29,7 @@ impl Launcher for Local {
         if asked == 0 || asked as usize > NODES_MAX {
             return Err(LauncherError::NoNodes(format!("a block of {asked} nodes cannot be")));
         }
-        Ok((0..asked).map(|n| BlockNode { name: name(n), first_slot: n as usize }).collect())
+        Ok((0..asked).map(|n| BlockNode { name: name(n), first_slot: n as usize, is_here: true }).collect())
     }
 
     fn launch(&self, plan: &LaunchPlan) -> Result<Vec<Launch>, LauncherError> {

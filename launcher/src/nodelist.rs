@@ -23,12 +23,13 @@ pub fn node_file(env: &BTreeMap<String, String>) -> Option<&str> {
 /// # Errors
 /// When nothing in the environment says it, or says it in a way that is not understood.
 pub fn nodes(place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
-    let (source, names) = listed(place)?;
+    let Listed { source, names, first_is_here } = listed(place)?;
+    let here = here(&names, place, first_is_here);
     let mut seen = BTreeSet::new();
     let slots = names.into_iter().enumerate();
     let nodes: Vec<BlockNode> = slots
         .filter(|(_, name)| seen.insert(name.clone()))
-        .map(|(first_slot, name)| BlockNode { name, first_slot })
+        .map(|(first_slot, name)| BlockNode { is_here: here == Some(first_slot), name, first_slot })
         .collect();
     match nodes.len() {
         0 => Err(LauncherError::NoNodes(format!("{source} is empty"))),
@@ -39,39 +40,71 @@ pub fn nodes(place: &Place) -> Result<Vec<BlockNode>, LauncherError> {
     }
 }
 
-/// Where it was found, and the names with repetitions.
-fn listed(place: &Place) -> Result<(&'static str, Vec<String>), LauncherError> {
+/// Which name is that of the pilot's own host: schedulers and hosts may name it with or without its domain, or by names that have nothing in
+/// common. Then it is the first, where the scheduler runs the script there.
+fn here(names: &[String], place: &Place, first_is_here: bool) -> Option<usize> {
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let named = names.iter().position(|name| short(name) == short(&place.host));
+    named.filter(|_| !place.host.is_empty()).or((first_is_here && !names.is_empty()).then_some(0))
+}
+
+/// What a scheduler says of a job's nodes.
+struct Listed {
+    /// The variable in which it was found.
+    source: &'static str,
+    /// Names, with repetitions.
+    names: Vec<String>,
+    /// Whether the batch script runs on the first of them: so it is said of PBS's mother superior, LSF's first execution host, and the clusters of Cobalt.
+    /// Not of Slurm, where the pilot may be beside an allocation (`salloc`), nor of machines with launch nodes.
+    first_is_here: bool,
+}
+
+fn listed(place: &Place) -> Result<Listed, LauncherError> {
     let var = |name: &str| place.env.get(name).map(String::as_str);
-    let hostlist = |source: &'static str, list: &str| {
-        let names = expand(list).map_err(|e| LauncherError::NoNodes(format!("{source}: {e}")))?;
-        Ok((source, names))
-    };
     if let Some(list) = var("SLURM_JOB_NODELIST") {
-        return hostlist("SLURM_JOB_NODELIST", list);
+        let names = expand(list).map_err(|e| LauncherError::NoNodes(format!("SLURM_JOB_NODELIST: {e}")))?;
+        return Ok(Listed { source: "SLURM_JOB_NODELIST", names, first_is_here: false });
     }
-    if let Some(name) = FILE_VARIABLES.iter().find(|name| place.env.contains_key(**name)) {
-        let text = place.node_file.as_deref().unwrap_or_default();
-        if text.len() > NODE_LIST_BYTES_MAX {
-            return Err(LauncherError::NoNodes(format!("the file of {name} is too large")));
-        }
-        let names =
-            text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect();
-        return Ok((name, if *name == "LSB_DJOB_HOSTFILE" { without_launch_node(names) } else { names }));
+    if let Some(source) = FILE_VARIABLES.into_iter().find(|name| place.env.contains_key(*name)) {
+        let names = in_file(source, place)?;
+        return Ok(match source {
+            "LSB_DJOB_HOSTFILE" => of_lsf(source, names),
+            _ => Listed { source, names, first_is_here: true },
+        });
     }
     if let Some(list) = var("LSB_MCPU_HOSTS") {
         // Pairs of name and slots.
         let names = list.split_whitespace().step_by(2).map(String::from).collect();
-        return Ok(("LSB_MCPU_HOSTS", without_launch_node(names)));
+        return Ok(of_lsf("LSB_MCPU_HOSTS", names));
     }
     if let Some(list) = var("LSB_HOSTS") {
-        let names = list.split_whitespace().map(String::from).collect();
-        return Ok(("LSB_HOSTS", without_launch_node(names)));
+        return Ok(of_lsf("LSB_HOSTS", list.split_whitespace().map(String::from).collect()));
     }
     if let Some(list) = var("COBALT_PARTNAME") {
-        return Ok(("COBALT_PARTNAME", nids(list)?));
+        return Ok(Listed { source: "COBALT_PARTNAME", names: nids(list)?, first_is_here: false });
     }
     let known = "SLURM_JOB_NODELIST, PBS_NODEFILE, LSB_DJOB_HOSTFILE, LSB_MCPU_HOSTS, LSB_HOSTS, COBALT_NODEFILE, COBALT_PARTNAME";
     Err(LauncherError::NoNodes(format!("none of {known} is set: this is no batch job")))
+}
+
+/// The names in the scheduler's file. A block of one node does without: Cobalt has been seen to name a file that it had taken away again.
+fn in_file(variable: &'static str, place: &Place) -> Result<Vec<String>, LauncherError> {
+    let Some(text) = place.node_file.as_deref() else {
+        if place.asked == 1 && !place.host.is_empty() {
+            return Ok(vec![place.host.clone()]);
+        }
+        return Err(LauncherError::NoNodes(format!("the file of {variable} cannot be read")));
+    };
+    if text.len() > NODE_LIST_BYTES_MAX {
+        return Err(LauncherError::NoNodes(format!("the file of {variable} is too large")));
+    }
+    Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect())
+}
+
+fn of_lsf(source: &'static str, names: Vec<String>) -> Listed {
+    let all = names.len();
+    let names = without_launch_node(names);
+    Listed { source, first_is_here: names.len() == all, names }
 }
 
 /// On CORAL machines (Summit, Lassen) the script runs on a shared node that is listed first, and has no part in the work.
@@ -140,12 +173,43 @@ mod tests {
     #[test]
     fn what_says_nothing_is_an_error_that_names_it() {
         assert!(found(&[], None).contains("this is no batch job"));
-        assert_eq!(
-            found(&[("PBS_NODEFILE", "/f")], None),
-            "error: find the nodes of the block: PBS_NODEFILE is empty"
-        );
+        let empty = found(&[("PBS_NODEFILE", "/f")], Some("\n"));
+        assert_eq!(empty, "error: find the nodes of the block: PBS_NODEFILE is empty");
         assert!(found(&[("SLURM_JOB_NODELIST", "n[2-")], None).contains("SLURM_JOB_NODELIST: brackets"));
         assert!(found(&[("COBALT_PARTNAME", "cc001")], None).contains("COBALT_PARTNAME"));
+    }
+
+    #[test]
+    fn the_pilots_own_node_is_known_by_name_or_place() {
+        let here = |env: &[(&str, &str)], file: Option<&str>, host: &str| {
+            let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            let place = Place { env, host: host.into(), asked: 2, node_file: file.map(String::from) };
+            let nodes = nodes(&place).unwrap();
+            let here: Vec<usize> = (0..nodes.len()).filter(|n| nodes[*n].is_here).collect();
+            here
+        };
+        let pbs = [("PBS_NODEFILE", "/f")];
+        assert_eq!(here(&pbs, Some("n1\nn1\nn2\n"), "N2.cluster.org"), [1]);
+        // In a container the host's name has nothing to do with what the server calls it.
+        assert_eq!(here(&pbs, Some("pbs\npbs\nn2\n"), "3f2a9bd1c0de"), [0]);
+        assert_eq!(here(&[("COBALT_NODEFILE", "/f")], Some("cc001\ncc004\n"), "login"), [0]);
+        assert_eq!(here(&[("LSB_MCPU_HOSTS", "h2 2 h1 2 ")], None, "x"), [0]);
+        // Beside its nodes: an allocation by salloc, a launch node.
+        let none: [usize; 0] = [];
+        assert_eq!(here(&[("SLURM_JOB_NODELIST", "n[1-2]")], None, "login"), none);
+        assert_eq!(here(&[("LSB_MCPU_HOSTS", "batch3 1 h41n08 42 ")], None, "batch3"), none);
+        assert_eq!(here(&[("COBALT_PARTNAME", "3808-3809")], None, "thetamom1"), none);
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_missed_by_blocks_of_several_nodes_alone() {
+        let env = BTreeMap::from([("COBALT_NODEFILE".into(), "/tmp/gone".into())]);
+        let place = |asked| Place { env: env.clone(), host: "cc001".into(), asked, node_file: None };
+        let one = nodes(&place(1)).unwrap();
+        assert_eq!(one, [BlockNode { name: "cc001".into(), first_slot: 0, is_here: true }]);
+        assert!(
+            nodes(&place(2)).unwrap_err().to_string().ends_with("the file of COBALT_NODEFILE cannot be read")
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct BlockNode {
     pub name: String,
     /// Position of its first line in the scheduler's list, which names a node once for each slot.
     pub first_slot: usize,
+    /// Whether it is the host on which the pilot runs.
+    pub is_here: bool,
 }
 
 /// What is to run once on each node.
@@ -23,17 +25,9 @@ pub struct LaunchPlan {
     pub nodes: Vec<BlockNode>,
     /// Variables that each process must have, beside those that the launcher passes on. Values without blanks and quotes.
     pub env: BTreeMap<String, String>,
-    /// The pilot's own host, which need not be one of them.
-    pub host: String,
 }
 
 impl LaunchPlan {
-    /// Whether a node is the pilot's own host: schedulers and hosts may name it with or without its domain.
-    pub(crate) fn is_here(&self, node: &BlockNode) -> bool {
-        let short = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
-        !self.host.is_empty() && short(&node.name) == short(&self.host)
-    }
-
     /// The argv with `{node}` replaced.
     pub(crate) fn argv_for(&self, node: &str) -> Vec<String> {
         self.argv.iter().map(|arg| arg.replace("{node}", node)).collect()

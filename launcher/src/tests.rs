@@ -5,18 +5,19 @@ use std::fmt::Write;
 
 fn managers(names: &[&str]) -> LaunchPlan {
     let argv = ["/s/bin/3f/pf", "manager", "--ticket", "/s/b 7/ticket.json", "--node", "{node}"];
-    let node = |(at, name): (usize, &&str)| BlockNode { name: (*name).into(), first_slot: 2 * at };
+    let node =
+        |(at, name): (usize, &&str)| BlockNode { name: (*name).into(), first_slot: 2 * at, is_here: false };
     LaunchPlan {
         argv: argv.map(String::from).to_vec(),
         nodes: names.iter().enumerate().map(node).collect(),
         env: BTreeMap::from([("PF_WALLTIME_LEFT_MS".into(), "3500000".into())]),
-        host: String::new(),
     }
 }
 
 #[test]
 fn what_reaches_nodes_one_by_one_does_not_reach_for_its_own() {
-    let plan = LaunchPlan { host: "N1.cluster.org".into(), ..managers(&["n1", "n2"]) };
+    let mut plan = managers(&["n1", "n2"]);
+    plan.nodes[0].is_here = true;
     for launcher in [Each::Pbsdsh, Each::Tmrsh, Each::Blaunch, Each::Ssh] {
         let programs: Vec<String> =
             launcher.launch(&plan).unwrap().into_iter().map(|launch| launch.argv[0].clone()).collect();

@@ -57,7 +57,7 @@ impl Managers {
         }
         argv.extend((!launcher.is_direct()).then(|| "--guard".into()));
         argv.extend(launcher.tethers().then(|| "--tether".into()));
-        let plan = LaunchPlan { argv, nodes, env: BTreeMap::new(), host: process::host() };
+        let plan = LaunchPlan { argv, nodes, env: BTreeMap::new() };
         Ok(Managers { launcher, plan, environment, walltime_end, running: BTreeMap::new(), words: None })
     }
 

@@ -34,8 +34,6 @@ enum PilotError {
     Launcher(#[from] LauncherError),
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
-    #[error("read the scheduler's list of nodes {path}")]
-    NodeFile { path: PathBuf, source: io::Error },
     #[error("start the pilot's network")]
     Transport(#[from] pf_transport::TransportError),
 }
@@ -63,7 +61,7 @@ fn run(ticket_path: &Path) -> Result<i32, PilotError> {
         log(&format!("exit {EXIT_CLAIMED}: block {} has a pilot already: {other}", ticket.block));
         return Ok(EXIT_CLAIMED);
     }
-    let place = Place { node_file: read_node_file(&env)?, env, host, asked: ticket.nodes };
+    let place = Place { node_file: read_node_file(&env), env, host, asked: ticket.nodes };
     let nodes = launcher.nodes(&place)?;
     // The scheduler knows better than what was asked of it: it rounds, and partitions have limits.
     let left_ms = job::left_ms(&place.env, process::clock_ms()).unwrap_or(ticket.walltime_ms);
@@ -124,14 +122,19 @@ fn claimed_by_another(
     }
 }
 
-/// The text of the scheduler's list of nodes, where it is a file.
-fn read_node_file(env: &BTreeMap<String, String>) -> Result<Option<String>, PilotError> {
-    let Some(path) = nodelist::node_file(env) else { return Ok(None) };
+/// The text of the scheduler's list of nodes, where it is a file. Whether the block can do without is for the launcher to say.
+fn read_node_file(env: &BTreeMap<String, String>) -> Option<String> {
+    let path = nodelist::node_file(env)?;
     let mut text = String::new();
     let read = std::fs::File::open(path)
         .and_then(|file| file.take(NODE_LIST_BYTES_MAX as u64 + 1).read_to_string(&mut text));
-    read.map_err(|source| PilotError::NodeFile { path: path.into(), source })?;
-    Ok(Some(text))
+    match read {
+        Ok(_) => Some(text),
+        Err(error) => {
+            log(&format!("the scheduler's list of nodes cannot be read: {path}: {error}"));
+            None
+        }
+    }
 }
 
 /// A line for people. The batch script's output is a file in the block's folder, so standard error is the pilot's log.
