@@ -7,8 +7,9 @@ use crate::limits::HOST_SIGNAL_US;
 use crate::{Effect, Input, ProcessEnd, ProcessStatus, WorkerEnd};
 use pf_protocol::Micros;
 
-/// SIGUSR1, SIGUSR2, SIGTERM: by which schedulers tell a block that it is to end. srun passes each on to every process of its step.
-const TOLD_TO_END: [i32; 3] = [10, 12, 15];
+/// SIGINT, SIGUSR1, SIGUSR2, SIGTERM: by which schedulers tell a block that it is to end. srun passes each on to every process of its step; LSF's `bkill` begins
+/// with SIGINT, to every process group of the job (OpenLava's `mykillpg`).
+const TOLD_TO_END: [i32; 4] = [2, 10, 12, 15];
 const SIGKILL: i32 = 9;
 
 impl ManagerCore {

@@ -49,8 +49,8 @@ fn a_drain_lets_run_what_runs_and_exits_once_all_is_confirmed() {
 #[test]
 fn a_sigterm_of_the_host_ends_tasks_with_their_manager_and_not_as_failures() {
     let kinds = |rig: &Rig| rig.outcomes().iter().map(|o| o.kind).collect::<Vec<_>>();
-    // The task's end is seen before the manager's own signal, or after it. srun passes on SIGUSR1 and SIGUSR2 as well.
-    for (first, signal) in [(true, 15), (false, 15), (true, 12), (false, 10)] {
+    // The task's end is seen before the manager's own signal, or after it. srun passes on SIGUSR1 and SIGUSR2 as well, LSF sends SIGINT.
+    for (first, signal) in [(true, 15), (false, 15), (true, 12), (false, 10), (true, 2)] {
         let mut rig = Rig::new(1);
         rig.define(1, command());
         let id = rig.dispatch(1, 1)[0];
