@@ -27,6 +27,14 @@ pub enum CommandError {
         /// The system's words.
         source: io::Error,
     },
+    /// There is no such program.
+    #[error(
+        "{program} is not in PATH (hint: the scheduler's module must be loaded where the daemon is started: `pf broker stop`, then start it from such a shell)"
+    )]
+    NotThere {
+        /// Its name.
+        program: String,
+    },
     /// It took too long and was killed. Whether it did its work is not known.
     #[error("{argv} did not end within {seconds} s and was killed{said}")]
     Timeout {
@@ -63,14 +71,19 @@ pub fn run_within(plan: &Plan, stdin: Option<&Path>, limit: Duration) -> Result<
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_unset(&plan.unset, &name.to_string_lossy())) {
         command.env_remove(name);
     }
-    let mut child = command
+    let child = command
         .args(rest)
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .spawn()
-        .map_err(&start)?;
+        .spawn();
+    let mut child = child.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if !program.contains('/') => {
+            CommandError::NotThere { program: program.clone() }
+        }
+        _ => start(error),
+    })?;
     let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     let (sender, ends) = mpsc::channel();
     let stdout = heard(child.stdout.take(), sender.clone());
@@ -198,6 +211,8 @@ mod tests {
         assert_eq!(output, Output { exit: Some(3), stdout: "out\n".into(), stderr: "err\n".into() });
         let missing = run(&plan(&["/no/such/sbatch", "-x"]), None).unwrap_err();
         assert!(missing.to_string().contains("/no/such/sbatch -x"), "{missing}");
+        let missing = run(&plan(&["no-such-sbatch"]), None).unwrap_err();
+        assert!(missing.to_string().starts_with("no-such-sbatch is not in PATH (hint: "), "{missing}");
     }
 
     #[test]

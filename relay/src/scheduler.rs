@@ -138,7 +138,7 @@ impl Scheduler {
         let stdin = script.filter(|_| plan.script_on_stdin).map(|(path, _)| path);
         command::run_within(plan, stdin.as_deref(), SUBMIT_TIME_MAX).map_err(|error| match &error {
             CommandError::Timeout { .. } => Failure::Timeout(chain(&error)),
-            CommandError::Start { .. } => Failure::NotRun(chain(&error)),
+            CommandError::Start { .. } | CommandError::NotThere { .. } => Failure::NotRun(chain(&error)),
         })
     }
 
