@@ -7,11 +7,14 @@ use crate::script::{END, PILOT_LOG, quoted};
 use pf_protocol::report::BlockEnd;
 
 /// What comes before the setup lines: from here on, whatever happens is written down. The trap of EXIT comes last: bash runs it also
-/// when a signal without a trap ends it, with an exit code of its own.
+/// when a signal without a trap ends it, with an exit code of its own. Some batch systems give no PATH at all, which a shell makes up for and the programs
+/// that it starts do not.
 pub(crate) fn before_setup(dir: &str) -> String {
     let end = quoted(&format!("{dir}/{END}"));
     format!(
         r#"end={end}
+PATH=${{PATH:+$PATH:}}/usr/bin:/bin
+export PATH
 rm -f "$end"
 pilot='' told=''
 finish() {{

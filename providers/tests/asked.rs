@@ -159,6 +159,17 @@ fn what_would_break_out_of_a_directive_is_refused() {
         let lines = Asks { options: vec!["-q a\nrm -rf x".into()], ..Asks::default() };
         assert!(provider.submit(&BlockRequest { asks: lines, ..plain() }).is_err());
     }
+    let own = |name: &str, dialect: &str, line: &str| {
+        let asks = Asks { options: vec![line.into()], ..Asks::default() };
+        speaking(name, dialect).submit(&BlockRequest { asks, ..plain() }).is_ok()
+    };
+    for line in ["-W block=true", "-Wblock=true", "-W umask=022,block=true", "-N x", "-Nx", "-I"] {
+        assert!(!own("pbs", "openpbs", line), "{line}");
+    }
+    assert!(own("pbs", "openpbs", "-W umask=022,sandbox=PRIVATE"));
+    assert!(!own("lsf", "openlava", "-Jx") && own("lsf", "ibm", "-Jd words"));
+    assert!(!own("lsf", "ibm", "-pack file") && !own("lsf", "ibm", "-ISp") && own("lsf", "ibm", "-a esub"));
+    assert!(!own("cobalt", "", "--interactive") && own("cobalt", "", "--env A=1"));
     // What schedulers make of a name.
     let named = |name: &str| BlockRequest { name: name.into(), ..plain() };
     assert!(speaking("pbs", "openpbs").submit(&named("1e5")).is_err());

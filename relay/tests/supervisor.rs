@@ -47,10 +47,15 @@ impl Block {
         self.folder.path().join(name)
     }
 
-    fn start(&self) -> Child {
+    fn command(&self) -> Command {
         let mut command = Command::new(self.shell);
         command.arg(self.path("block.sh")).current_dir("/").stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the shell starts")
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn start(&self) -> Child {
+        self.command().spawn().expect("the shell starts")
     }
 
     fn run(&self) -> ExitStatus {
@@ -162,6 +167,16 @@ fn setup_lines_run_first_and_their_failure_is_written_down() {
         assert_eq!(block.run().code(), Some(4), "{shell}");
         assert_eq!(block.end(), Some(BlockEnd::Failed(4)), "{shell}");
         assert!(!Path::new(&block.path(PILOT_LOG)).exists(), "{shell}");
+    }
+}
+
+#[test]
+fn a_job_without_any_environment_runs_and_finds_the_systems_programs() {
+    for shell in shells() {
+        let block = Block::new(shell, "/usr/bin/env | grep ^PATH=", &[]);
+        assert!(block.command().env_clear().status().expect("it ends").success(), "{shell}");
+        assert_eq!(block.end(), Some(BlockEnd::Completed), "{shell}");
+        assert!(block.line(PILOT_LOG).ends_with("/usr/bin:/bin"), "{shell}");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{Asks, BlockRequest, ProviderError, cannot_say};
 pub(super) const PREFIX: &str = "block";
 
 /// Options by which a block would not be found again (another name, its log elsewhere), or would be no script.
-const OURS: [&str; 6] = ["--jobname", "-O", "--outputprefix", "--debuglog", "--mode", "-I"];
+const OURS: [&str; 7] = ["--jobname", "-O", "--outputprefix", "--debuglog", "--mode", "-I", "--interactive"];
 
 /// What every block has, then what its profile says, then the user's own.
 pub(super) fn directives(request: &BlockRequest) -> Result<Vec<String>, ProviderError> {

@@ -22,8 +22,13 @@ fn complaint(output: &Output) -> String {
 }
 
 /// Words of qsub and what may help.
-const HINTS: [(&str, &str); 7] = [
+const HINTS: [(&str, &str); 12] = [
     ("non-existent queue", "set queue; `qstat -Q` lists them"),
+    ("not allowed to submit", "set another queue; `qstat -Q` lists them"),
+    ("queue is draining", "it takes no jobs now: set another queue; `qstat -Q` lists them"),
+    ("queue is dead", "it takes no jobs now: set another queue; `qstat -Q` lists them"),
+    ("Walltime less than the", "raise walltime, or set another queue; `qstat -Q`"),
+    ("Node count out of realistic range", "lower nodes_per_block"),
     ("Walltime greater", "lower walltime, or set a queue that allows it; `qstat -Q`"),
     ("Walltime less than minimum", "walltime must be 5 minutes at least"),
     ("node count out of realistic range", "lower nodes_per_block"),

@@ -5,8 +5,8 @@ use crate::clock::minutes;
 use crate::script::{BLOCK_LOG, one_line, one_word, own_options};
 use crate::{Asks, BlockRequest, ProviderError, cannot_say};
 
-/// Options by which a block would not be found again (another name), or bsub would wait for its end.
-const OURS: [&str; 5] = ["-J", "-K", "-I", "-Ip", "-Is"];
+/// Options by which a block would not be found again (another name, many jobs of one file), or bsub would wait for its end.
+const OURS: [&str; 10] = ["-J", "-K", "-I", "-Ip", "-Is", "-IS", "-ISp", "-ISs", "-IX", "-pack"];
 
 /// What every block has, then what its profile says, then the user's own.
 pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<String>, ProviderError> {
@@ -38,7 +38,8 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Csm => all.extend(whole_nodes(request)?),
         Make::Ibm | Make::OpenLava => all.extend(slots(make, request)?),
     }
-    all.extend(own_options(options, &OURS, false)?.iter().cloned());
+    // OpenLava takes `-Jx` for `-J x`; IBM has options of several letters.
+    all.extend(own_options(options, &OURS, make == Make::OpenLava)?.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#BSUB {d}")).collect())
 }
 

@@ -272,7 +272,14 @@ pub(super) fn history(block: &KnownBlock, output: &Output) -> Result<Option<Obse
             restarts: None,
         }));
     }
-    if any || says_only_gone(output) { Ok(None) } else { Err(ProviderError::NotUnderstood(words(output))) }
+    // Its files are not everywhere where its commands are, nor for everybody: then this source knows of nothing.
+    let no_files = output.stderr.contains("lsb.events")
+        && ["Permission denied", "No such file"].iter().any(|w| output.stderr.contains(w));
+    if any || no_files || says_only_gone(output) {
+        Ok(None)
+    } else {
+        Err(ProviderError::NotUnderstood(words(output)))
+    }
 }
 
 /// Lines as they were before they were wrapped.
@@ -285,6 +292,15 @@ fn unwrapped(text: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Events after which a job is over since its host is, without blanks (OpenLava's `bhist.c`; both are states of EXIT).
+const LOST: [&str; 2] = ["Executionhostunavailable;jobiskilled", "sbatchdstartup;killZOMBIEjob"];
+
+/// The small number behind a word.
+fn number_after(text: &str, word: &str) -> Option<i32> {
+    let digits = text.split_once(word)?.1.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok().filter(|n| *n < 1_000)
 }
 
 /// What the events of one job came to.
@@ -302,7 +318,7 @@ impl Seen {
     fn event(&mut self, bare: &str) {
         // Its clock is `DayMonDDHH:MM:SS:`, of 16 or 15 characters.
         let Some(text) = bare.splitn(4, ':').nth(3) else { return };
-        if text.starts_with("Submittedfrom") {
+        if text.starts_with("Submittedfrom") || text.starts_with("Pending:") || text.contains("requeued") {
             *self = Seen { submitted: true, ..Seen::default() };
         } else if text.starts_with("Dispatched")
             || text.starts_with("Started")
@@ -313,15 +329,15 @@ impl Seen {
             self.kill_asked = true;
         } else if text.starts_with("Donesuccessfully") {
             self.over = Some(BlockEnd::Completed);
-        } else if text.starts_with("Exited") {
-            let digits = text.split_once("exitcode").map_or("", |(_, rest)| rest);
-            self.code = digits.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok());
+        } else if let Some(rest) = text.strip_prefix("Exited") {
+            self.kill_asked |= rest.starts_with(";jobhasbeenforcedtoexit");
+            self.code = number_after(rest, "exitcode").or(number_after(rest, "bysignal").map(|n| 128 + n));
             self.over = Some(self.ended(""));
+        } else if LOST.iter().any(|words| text.starts_with(words)) {
+            self.over = Some(if self.kill_asked { BlockEnd::Cancelled } else { BlockEnd::NodeFailed });
         } else if let Some((_, reason)) = text.split_once(";TERM_") {
             let word = reason.split(':').next().unwrap_or_default();
             self.over = Some(self.ended(&format!("TERM_{word}")));
-        } else if text.starts_with("Pending:") || text.contains("requeued") {
-            *self = Seen { submitted: true, ..Seen::default() };
         }
     }
 

@@ -46,6 +46,13 @@ pub(super) fn directives(make: Make, request: &BlockRequest) -> Result<Vec<Strin
         Make::Torque => torque_nodes(request)?,
     });
     all.push(format!("-l walltime={}", hours_words(request.walltime_ms)));
+    // `-W block=true`, alone or in a list: qsub would come back when the job has ended.
+    let waits = |line: &&String| {
+        line.split([' ', '\t', ',']).any(|w| w.trim_start_matches("-W").starts_with("block="))
+    };
+    if let Some(line) = options.iter().find(waits) {
+        return Err(ProviderError::BadValue { key: "options", value: line.clone() });
+    }
     all.extend(own_options(options, &OURS, true)?.iter().cloned());
     Ok(all.into_iter().map(|d| format!("#PBS {d}")).collect())
 }

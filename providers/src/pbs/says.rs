@@ -9,11 +9,13 @@ use crate::{KnownBlock, Observed, Output, ProviderError};
 use pf_protocol::report::{BlockEnd, BlockState};
 use std::collections::BTreeMap;
 
-/// `seq.server` alone on a line: sites print banners around it. `max_job_sequence_id` lets numbers have twelve digits (`pbs_messages.c`).
+/// `seq.server` alone on a line: sites print banners around it. `max_job_sequence_id` lets numbers have twelve digits (`pbs_messages.c`). The
+/// server is a host, and those of containers begin with digits; one that is nothing but digits would be any number.
 fn is_id(text: &str) -> bool {
     let Some((number, server)) = text.split_once('.') else { return false };
     let number_fine = (1..=12).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
-    let server_fine = server.starts_with(|c: char| c.is_ascii_alphabetic())
+    let server_fine = server.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && server.contains(|c: char| c.is_ascii_alphabetic())
         && server.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     number_fine && server_fine
 }
@@ -159,7 +161,10 @@ pub(super) fn shown(
         .into_iter()
         .find(|job| number(&job.id) == asked && job.get("Job_Name") == block.name);
     if let Some(job) = found {
-        return Ok(Some(observed_job(make, &job)));
+        // What history keeps of a job that went to another server says nothing of its end. The live queue, which was asked before, follows it
+        // there (`qstat.c`, `locate_job`).
+        let moved = job.get("job_state") == "M";
+        return Ok((!moved).then(|| observed_job(make, &job)));
     }
     let no_history = output.stderr.contains("not configured to maintain job history");
     if no_history || (complaint(output).is_none() && !output.stderr.trim().is_empty()) {
@@ -191,8 +196,10 @@ pub(super) fn selected(block: &KnownBlock, output: &Output) -> Result<Option<Obs
 fn observed_job(make: Make, job: &Job) -> Observed {
     let state = state(make, job);
     let clock = |name| clock_ms(job.get(name));
-    let left = clock("Resource_List.walltime").zip(clock("resources_used.walltime"));
-    let left = left.filter(|_| state == BlockState::Running).map(|(all, used)| all.saturating_sub(used));
+    // Nothing is used until the node has first told of the job.
+    let used = clock("resources_used.walltime").unwrap_or(0);
+    let left = clock("Resource_List.walltime").filter(|_| state == BlockState::Running);
+    let left = left.map(|all| all.saturating_sub(used));
     // It counts runs. In the queue all of them are over.
     let again = job.number("run_count").and_then(|n| u32::try_from(n).ok());
     let started = !matches!(job.get("job_state"), "Q" | "H" | "W" | "T");
@@ -214,6 +221,7 @@ fn state(make: Make, job: &Job) -> BlockState {
         }
         "W" => BlockState::Queued(format!("not before {}", job.get("Execution_Time"))),
         "T" => BlockState::Queued("on its way to another queue".into()),
+        "M" => BlockState::Unknown("moved to another server".into()),
         "R" if job.number("substate") == Some(41) => BlockState::Starting,
         "R" => BlockState::Running,
         "S" => BlockState::Suspended(String::new()),
@@ -288,6 +296,7 @@ pub(super) fn cancelled(output: &Output) -> Result<(), ProviderError> {
         "Job has finished",
         "invalid state for job - EXITING",
         "Request invalid for state",
+        "Delete already in progress",
     ];
     if output.exit == Some(0) || gone.iter().any(|g| output.stderr.contains(g)) {
         return Ok(());
