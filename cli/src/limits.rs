@@ -65,6 +65,18 @@ pub const PROBE_WALLTIME_MS: u64 = 10 * 60_000;
 /// How often the probe's folder is looked at.
 pub const PROBE_LOOK: Duration = Duration::from_millis(200);
 
+/// How long a probe that has looked around waits to be heard: as long as a slow scheduler's status and a slow shared file system take.
+pub const PROBE_LINGER: Duration = Duration::from_secs(60);
+
+/// How long the word of a probe that has ended may take to be seen here: what a shared file system keeps in its cache.
+pub const PROBE_WORD: Duration = Duration::from_secs(3);
+
+/// How long a probe that was heard may take to be over, as the scheduler sees it, before it is cancelled.
+pub const PROBE_END: Duration = Duration::from_secs(15);
+
+/// How often the scheduler is asked meanwhile.
+pub const PROBE_END_LOOK: Duration = Duration::from_secs(1);
+
 /// How long a probe tries to reach one address: a firewall that drops packets says nothing.
 pub const PROBE_CONNECT_TIME: Duration = Duration::from_secs(5);
 

@@ -3,7 +3,7 @@ import os
 import time
 
 from queue_ import ctime, directives, hours, numbers, user
-from replies import Kind, say
+from replies import Kind, Recorded, say
 
 NOISE = 'No handlers could be found for logger "Proxy"\n'
 
@@ -52,6 +52,8 @@ KINDS = {
         + "Proxy.py     :L#422:cn:queue-manager\n\n",
         exit=1,
     ),
+    "queues": Recorded("cobalt/qstat.txt#queues"),
+    "version": Recorded("cobalt/qsub.txt#version"),
     "table": Kind("cobalt/qstat.txt#custom header, one user|cobalt/lifecycle.txt|cobalt/qstat.txt#full", "{header}\n{line}\n{rows}"),
     "gone": Kind("cobalt/qstat-and-qdel.txt#gone", exit=1),
     "qdel": Kind("cobalt/qstat-and-qdel.txt#delete running", "      Deleted Jobs\nJobID  User     \n================\n{id}     {user}  \n"),
@@ -75,6 +77,8 @@ KINDS = {
 
 
 def qsub(queue, args):
+    if args == ["--version"]:
+        return say(KINDS["version"])
     if queue.is_("down"):
         return say(KINDS["qsub down"])
     script = args[-1]
@@ -170,6 +174,8 @@ def table(queue, header, jobs):
 def qstat(queue, args):
     if queue.is_("down"):
         return say(KINDS["qstat down"])
+    if args == ["-Q"]:
+        return say(KINDS["queues"])
     log_ends(queue)
     header = args[args.index("--header") + 1].split(":")
     asked = numbers(a for n, a in enumerate(args) if args[n - 1] not in ("-u", "--header"))

@@ -4,7 +4,7 @@ import sys
 import time
 
 from queue_ import ctime, directives, numbers, seconds_of_clock, wrapped
-from replies import Kind, raw, say
+from replies import Kind, Recorded, raw, say
 
 KINDS = {
     "bsub": Kind("lsf/bsub.txt#success, named queue", "Job <{id}> is submitted to queue <{queue}>.\n"),
@@ -72,6 +72,7 @@ KINDS = {
     "bkill in progress": Kind(
         "lsf/bjobs-ssusp-unkwn-zombi.txt#bkill of an UNKWN job", err="Job <{id}>: Operation is in progress\n", exit=255
     ),
+    "queues": Recorded("../../../site-profiles/fixtures/lsf-bqueues-l.txt"),
     "lsid": Kind("lsf/lsf-down.txt#all daemons of the master down: lsid (cut after 12 s)", "OpenLava 4.0dev4, Nov 23 2026\n\n", exit=255),
 }
 
@@ -255,4 +256,8 @@ def lsid(queue, args):
     return say(KINDS["lsid"])
 
 
-COMMANDS = {"bsub": bsub, "bjobs": bjobs, "bhist": bhist, "bkill": bkill, "lsid": lsid}
+def bqueues(queue, args):
+    return say(KINDS["queues"])
+
+
+COMMANDS = {"bqueues": bqueues, "bsub": bsub, "bjobs": bjobs, "bhist": bhist, "bkill": bkill, "lsid": lsid}

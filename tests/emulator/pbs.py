@@ -3,7 +3,7 @@ import os
 import time
 
 from queue_ import ctime, directives, hours, numbers, seconds_of_clock, user
-from replies import Kind, say
+from replies import Kind, Recorded, say
 
 SERVER = "pbshead"
 
@@ -58,6 +58,7 @@ KINDS = {
         err="Connection refused\nCouldn't connect to cluster: pbshead\n",
         exit=162,
     ),
+    "queues": Recorded("pbs/07-exiting-and-signals.txt#qstat -Q -f -F json"),
     "version": Kind("pbs/07-exiting-and-signals.txt#qstat --version", "pbs_version = 23.06.06\n"),
     "unknown": Kind("pbs/02-states.txt#unknown id, text", err="qstat: Unknown Job Id {id}.pbshead\n", exit=153),
     "finished": Kind(
@@ -192,6 +193,8 @@ def qstat(queue, args):
         return say(KINDS["version"])
     if queue.is_("down"):
         return say(KINDS["qstat down"])
+    if args[0] == "-Q":
+        return say(KINDS["queues"])
     history, express = "-x" in args, "-E" in args
     asked = numbers(args)
     if history and not queue.settings.get("history", True):

@@ -11,8 +11,33 @@ class Kind:
         self.source, self.out, self.err, self.exit = source, out, err, exit
 
 
+class Recorded:
+    """A reply that is a record as it stands, of a command that changes nothing and asks for nothing of the test's."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def read(self, fixtures):
+        """Standard output and exit code."""
+        file, _, title = self.source.partition("#")
+        with open(os.path.join(fixtures, file), encoding="utf-8") as record:
+            text = record.read()
+        if not title:
+            return text, 0
+        text = re.search(r"^#{2,3} " + re.escape(title) + r"$.*?^--- exit \d+", text, re.M | re.S).group()
+        out, code = re.search(r"^--- stdout.*?\n(.*?)^--- stderr.*?^--- exit (\d+)", text, re.M | re.S).groups()
+        return out, int(code)
+
+
+FIXTURES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../providers/tests/fixtures")
+
+
 def say(kind, **places):
     """Prints a reply; gives its exit code. The only place that prints."""
+    if isinstance(kind, Recorded):
+        out, code = kind.read(FIXTURES)
+        raw(out)
+        return code
     sys.stdout.write(kind.out.format(**places))
     sys.stdout.flush()
     sys.stderr.write(kind.err.format(**places))
@@ -53,6 +78,9 @@ def check(fixtures, all_kinds):
     wrong = []
     for kinds in all_kinds:
         for name, kind in kinds.items():
+            if isinstance(kind, Recorded):
+                kind.read(fixtures)
+                continue
             recorded, codes = [], set()
             for source in kind.source.split("|"):
                 file, _, title = source.partition("#")

@@ -300,7 +300,7 @@ impl Kind {
     fn commands(self) -> &'static [&'static str] {
         match self {
             Kind::OpenPbs => &["qsub", "qstat", "qselect", "qdel"],
-            Kind::OpenLava | Kind::Ibm => &["bsub", "bjobs", "bhist", "bkill", "lsid"],
+            Kind::OpenLava | Kind::Ibm => &["bsub", "bjobs", "bhist", "bkill", "bqueues", "lsid"],
             Kind::Cobalt => &["qsub", "qstat", "qdel"],
         }
     }

@@ -40,7 +40,14 @@ pub async fn check(context: &Context, args: &SiteCheckArgs) -> Result<Exit> {
             ))
             .hint(format!("`pf endpoint add {} --profile {}`, or --endpoint NAME", found.name, found.name))
         })?;
-        findings.extend(submit::probe(context, endpoint, args.timeout).await?.0);
+        match submit::probe(context, endpoint, args.timeout).await {
+            Ok((seen, _)) => findings.extend(seen),
+            Err(error) => {
+                // What was found before may tell why.
+                print(context, &findings)?;
+                return Err(error);
+            }
+        }
     }
     print(context, &findings)
 }

@@ -4,18 +4,22 @@
 use super::ask;
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
-use crate::limits::{PROBE_BYTES_MAX, PROBE_CONNECT_TIME};
+use crate::limits::{PROBE_BYTES_MAX, PROBE_CONNECT_TIME, PROBE_LINGER, PROBE_LOOK};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Name of the file that the node reads.
 pub const REQUEST: &str = "probe-request.json";
 
 /// Name of the file that the node writes.
 pub const SEEN: &str = "probe.json";
+
+/// Name of the file by which the login node lets the probe end: a scheduler tells the walltime of a job that runs.
+const HEARD: &str = "probe-heard";
 
 /// Variables that tell when a job ends or how long it may run, by scheduler.
 const TIME_VARIABLES: [&str; 5] =
@@ -101,7 +105,18 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
 pub fn on_node(dir: &Path) -> Result<Exit> {
     let request: Request = read(&dir.join(REQUEST))?;
     write(&dir.join(SEEN), &look(&request))?;
+    // If the login node has gone away, or its files do not come here, this ends all the same.
+    let until = Instant::now() + PROBE_LINGER;
+    while dir.exists() && !dir.join(HEARD).exists() && Instant::now() < until {
+        std::thread::sleep(PROBE_LOOK);
+    }
     Ok(Exit::Ok)
+}
+
+/// Lets the probe in this folder end.
+pub fn let_end(dir: &Path) -> Result<()> {
+    let path = dir.join(HEARD);
+    std::fs::write(&path, "").map_err(|e| io_error(format!("write {}", path.display()), e))
 }
 
 fn look(request: &Request) -> Seen {

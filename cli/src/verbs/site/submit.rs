@@ -6,9 +6,10 @@ use crate::Context;
 use crate::config::{EndpointConfig, Places};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
-use crate::limits::{PROBE_LOOK, PROBE_TAIL_BYTES, PROBE_WALLTIME_MS};
-use pf_protocol::report::BlockState;
-use pf_providers::{BlockRequest, KnownBlock, Observed, Plan, Provider, ProviderConfig};
+use crate::limits::{PROBE_END, PROBE_END_LOOK, PROBE_LOOK, PROBE_TAIL_BYTES, PROBE_WALLTIME_MS, PROBE_WORD};
+use pf_protocol::report::{BlockEnd, BlockState};
+use pf_providers::script::END;
+use pf_providers::{BlockRequest, KnownBlock, Observed, Plan, Provider, ProviderConfig, supervisor};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -71,10 +72,10 @@ pub async fn probe(
         .output
         .say(format!("submitted {} ({name}); it may wait in the queue", block.id.as_deref().unwrap_or("")));
     let waited = wait(context, provider.as_ref(), &block, Duration::from_millis(timeout_ms)).await;
-    if !matches!(waited, Ok((_, true))) {
+    if waited.is_err() || !is_over(provider.as_ref(), &block).await {
         give_up(context, provider.as_ref(), &block);
     }
-    let (left, _) = waited?;
+    let left = waited?;
     let seen: Seen = probe::read(&dir.join(probe::SEEN))?;
     Ok((judge(&seen, &request, &nonce, left), seen))
 }
@@ -178,30 +179,29 @@ fn run(plan: &Plan, dir: &Path) -> Result<pf_providers::Output> {
         .map_err(|e| CliError::internal("run the scheduler's command").because(e))
 }
 
-/// Waits for the probe's word. Gives the walltime that the scheduler showed, and whether the block is known to be over.
+/// Waits for the probe's word, and lets it end. Gives the walltime that the scheduler showed meanwhile.
 async fn wait(
     context: &Context,
     provider: &dyn Provider,
     block: &KnownBlock,
     timeout: Duration,
-) -> Result<(Option<u64>, bool)> {
+) -> Result<Option<u64>> {
     let dir = Path::new(&block.dir);
     let give_up = Instant::now() + timeout;
     let poll = Duration::from_millis(provider.poll_ms());
     let (mut asked, mut left, mut state) = (Instant::now(), None, BlockState::Intended);
-    let mut ended_at: Option<Instant> = None;
+    // When the block was over, and how long its word may still take to come here.
+    let mut over: Option<(Instant, Duration)> = None;
     loop {
         if dir.join(probe::SEEN).exists() {
-            return Ok((left, ended_at.is_some()));
+            left = look(provider, block).and_then(|observed| observed.walltime_left_ms).or(left);
+            return probe::let_end(dir).map(|()| left);
         }
-        if ended_at.is_some_and(|at| at.elapsed() > poll.max(Duration::from_secs(2))) {
-            let words = tail(dir);
-            return Err(CliError::new(
-                Exit::TasksFailed,
-                format!("the probe ended without a word ({state:?})"),
-            )
-            .because(if words.is_empty() { "it printed nothing".to_owned() } else { words })
-            .hint("see what the scheduler says of the job"));
+        if over.is_some_and(|(at, grace)| at.elapsed() > grace) {
+            return Err(no_word(dir, &state));
+        }
+        if let Some(end) = written_end(dir).filter(|_| over.is_none()) {
+            (over, state) = (Some((Instant::now(), PROBE_WORD)), BlockState::Ended(end));
         }
         if Instant::now() > give_up {
             return Err(CliError::new(
@@ -210,7 +210,7 @@ async fn wait(
             )
             .hint("wait longer with --timeout, or choose a queue that starts sooner"));
         }
-        if asked.elapsed() > poll && ended_at.is_none() {
+        if asked.elapsed() > poll && over.is_none() {
             asked = Instant::now();
             // A status that fails is asked again: the scheduler may be busy.
             if let Some(observed) = look(provider, block) {
@@ -219,7 +219,7 @@ async fn wait(
                     context.output.say(format!("the probe is {:?}", observed.state));
                 }
                 state = observed.state;
-                ended_at = matches!(state, BlockState::Ended(_)).then(Instant::now);
+                over = matches!(state, BlockState::Ended(_)).then(|| (Instant::now(), poll.max(PROBE_WORD)));
                 if let BlockState::Impossible(words) = &state {
                     return Err(CliError::new(Exit::Refused, "the scheduler will never run the probe")
                         .because(words.clone()));
@@ -227,6 +227,31 @@ async fn wait(
             }
         }
         tokio::time::sleep(PROBE_LOOK).await;
+    }
+}
+
+/// How the block's script ended, as its supervisor wrote.
+fn written_end(dir: &Path) -> Option<BlockEnd> {
+    supervisor::end(&std::fs::read_to_string(dir.join(END)).ok()?)
+}
+
+fn no_word(dir: &Path, state: &BlockState) -> CliError {
+    let words = tail(dir);
+    CliError::new(Exit::TasksFailed, format!("the probe ended without a word ({state:?})"))
+        .because(if words.is_empty() { "it printed nothing".to_owned() } else { words })
+        .hint("see what the scheduler says of the job")
+}
+
+/// Waits a little until the scheduler calls the block over: its folder is needed until then. One that the scheduler has forgotten is over when its script is.
+async fn is_over(provider: &dyn Provider, block: &KnownBlock) -> bool {
+    let until = Instant::now() + PROBE_END;
+    loop {
+        match look(provider, block).map(|observed| observed.state) {
+            Some(BlockState::Ended(_)) => return true,
+            None if Path::new(&block.dir).join(END).exists() => return true,
+            _ if Instant::now() > until => return false,
+            _ => tokio::time::sleep(PROBE_END_LOOK).await,
+        }
     }
 }
 
@@ -319,13 +344,19 @@ fn judge(seen: &Seen, request: &Request, nonce: &str, left_ms: Option<u64>) -> V
             "set it in setup: export TMPDIR=/tmp",
         )
     });
+    findings.push(Finding::ok("walltime", walltime(seen, left_ms)));
+    findings
+}
+
+/// What is known of the job's end: by its own variables, and by the scheduler's status while it ran.
+fn walltime(seen: &Seen, left_ms: Option<u64>) -> String {
     let mut times: Vec<String> = seen.time.iter().map(|(k, v)| format!("{k}={v}")).collect();
     times.extend(left_ms.map(|ms| format!("the scheduler showed {} s left", ms / 1000)));
-    findings.push(Finding::ok(
-        "walltime",
-        if times.is_empty() { "the job does not tell when it ends".into() } else { times.join(", ") },
-    ));
-    findings
+    if times.is_empty() {
+        "nothing tells when the job ends: the pilot keeps its own clock".into()
+    } else {
+        times.join(", ")
+    }
 }
 
 fn reachability(seen: &Seen) -> Finding {
