@@ -216,10 +216,10 @@ class Queue:
         return process.returncode, "cancelled" if end == "forced" else end
 
     def tell(self, process, name, job):
-        """To the script's process group; what ends or stops, to all processes of the job: a mark in their environment finds those of other
-        sessions."""
+        """To the script's process group, by LSF to all of the job's (`mykillpg`); what ends or stops, to all processes of the job: a mark in
+        their environment finds those of other sessions."""
         number = getattr(signal, "SIG" + name)
-        if name not in ("KILL", "STOP", "CONT"):
+        if name not in ("KILL", "STOP", "CONT") and self.mode not in ("openlava", "ibm"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             return

@@ -162,11 +162,10 @@ fn struck(kind: Kind, how: &str) -> Value {
 
 fn the_walltime_comes_early(kind: Kind) {
     let end = struck(kind, "walltime");
-    if kind == Kind::OpenLava {
-        // It tells the exit code alone.
-        assert_ne!(end, "completed");
-    } else {
-        assert_eq!(end, "walltime");
+    match kind {
+        Kind::OpenPbs | Kind::Cobalt => assert_eq!(end, "walltime"),
+        // Its SIGUSR2 reaches the tasks too; LSF calls done what then ended in order.
+        Kind::OpenLava | Kind::Ibm => assert!(end == "completed" || end == "walltime", "{end}"),
     }
 }
 
