@@ -1,6 +1,6 @@
 //! The main job by the command line: shell tasks through broker, relay, pilot, manager, and back, with the real binary.
 
-use pf_tests::site::{Site, wait_for};
+use pf_tests::site::{Ran, Site, pf_binary, wait_for};
 use std::fs;
 
 #[test]
@@ -285,4 +285,20 @@ fn every_answer_has_a_json_form() {
     assert_eq!((error["exit"].as_i64(), wrong.stdout.as_str()), (Some(2), ""));
     assert!(error["error"].as_str().is_some_and(|text| text.contains("--no-such-option")), "{error}");
     assert_eq!(site.pf(&["broker", "stop", "--json"]).expect_code(0).json()["running"], false);
+}
+
+/// A script that takes a lock and submits: its lock must end with it, not with the daemon that its submit started.
+#[test]
+fn a_daemon_holds_nothing_of_who_started_it() {
+    let site = Site::new();
+    let lock = site.path().join("lock");
+    let script = "exec 9>\"$1\"; shift; \"$@\"";
+    let mut command = site.program("sh");
+    command.args(["-c", script, "sh"]).arg(&lock).arg(pf_binary()).args(["broker", "start"]);
+    Ran::of(&mut command).expect_code(0);
+    let pid = site.broker_pid().expect("the broker was started");
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten();
+    let held: Vec<_> =
+        open.filter_map(|entry| fs::read_link(entry.path()).ok()).filter(|to| *to == lock).collect();
+    assert_eq!(held, Vec::<std::path::PathBuf>::new());
 }

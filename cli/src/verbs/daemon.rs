@@ -9,9 +9,10 @@ use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
 use crate::limits::{LOG_TAIL_LINES, POLL_EVERY, START_TIMEOUT, STOP_TIMEOUT};
 use hyper::Method;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use serde_json::json;
 use std::fs::OpenOptions;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -78,7 +79,19 @@ pub async fn restart(context: &Context) -> Result<bool> {
     Ok(true)
 }
 
-/// This binary again, in a session of its own, with nothing of ours open.
+/// Keeps what the caller of `pf` has left open (a lock's file, a pipe of `make`) from the daemon, which would hold it for days.
+fn keep_from_daemon() {
+    // Without /proc it cannot be known what there is.
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        // SAFETY: the number goes to fcntl(2) alone, which says so if it is closed by now, as that of the listing is.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
+}
+
+/// This binary again, in a session of its own, with nothing of ours or our caller's open.
 fn spawn(context: &Context, log_path: &Path) -> Result<Child> {
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(log_path);
     let log = log.map_err(|e| io_error(format!("open the broker's log {}", log_path.display()), e))?;
@@ -95,6 +108,7 @@ fn spawn(context: &Context, log_path: &Path) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(both);
+    keep_from_daemon();
     command.spawn().map_err(|e| io_error(format!("start {}", me.display()), e))
 }
 
