@@ -1,87 +1,57 @@
-//! The processes of a manager: which there are, how they end, and that none of theirs stays behind.
+//! How processes of a manager end, and that none of theirs stays behind.
 //!
-//! Ends are learnt from SIGCHLD and `wait4`, not from pidfds, which old kernels lack. The manager is a subreaper: what a task leaves
-//! behind outside of its process group becomes the manager's child, and is found here.
+//! Ends are learnt by waiting for each, not from pidfds, which old kernels lack. The manager is a subreaper: what a task leaves behind outside of its
+//! process group becomes the manager's child, and is found here.
 
+use crate::lanes::{Known, Who};
 use crate::limits::{ORPHAN_ROUND, ORPHAN_ROUNDS_MAX};
-use crate::spawn::Who;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use pf_manager_core::ProcessStatus;
 use pf_protocol::outcome::Usage;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a process ended.
-pub(crate) type End = (ProcessStatus, Usage);
-
-/// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Children {
-    by_pid: HashMap<i32, Who>,
-    /// Processes that ended before their spawner had told their number, with the last request of that time: only requests up to it
-    /// can mean them.
-    early: HashMap<i32, (u64, End)>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    pub status: ProcessStatus,
+    pub usage: Usage,
+    /// How long it was there, microseconds.
+    pub ran_us: u64,
 }
 
-impl Children {
-    /// A process was spawned by request `seq`. Answers its end, if it is over already.
-    pub fn add(&mut self, pid: i32, who: Who, seq: u64) -> Option<End> {
-        if let Some((last, end)) = self.early.remove(&pid)
-            && seq <= last
-        {
-            signal_group(pid, libc::SIGKILL);
-            return Some(end);
-        }
-        self.by_pid.insert(pid, who);
-        None
-    }
+/// What tasks that are over left behind.
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    /// Those that have ended and wait to be reaped, with the spawns that were under way when they were first seen: each of these may be the one that
+    /// made it, whose end its own thread wants to know.
+    ended: BTreeMap<i32, BTreeSet<u64>>,
+}
 
-    /// All requests up to this one are answered: who ended before is nobody's.
-    pub fn forget_early(&mut self, answered: u64) {
-        self.early.retain(|_, (last, _)| *last > answered);
-    }
-
-    /// Takes all that ended. The process group of each is killed while its number cannot be reused.
-    pub fn reap(&mut self, last_seq: u64) -> Vec<(Who, End)> {
-        let mut ended = Vec::new();
-        while let Some(pid) = peek_ended() {
-            let who = self.by_pid.remove(&pid);
-            if who.is_some() {
-                signal_group(pid, libc::SIGKILL);
-            }
-            let Some(end) = wait_for(pid) else { break };
-            match who {
-                Some(who) => ended.push((who, end)),
-                None => drop(self.early.insert(pid, (last_seq, end))),
-            }
-        }
-        ended
-    }
-
-    /// Kills every process group.
-    pub fn kill_all(&self) {
-        self.by_pid.keys().for_each(|&pid| signal_group(pid, libc::SIGKILL));
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.by_pid.is_empty()
-    }
-
-    /// Kills what tasks and workers that are over left behind. `lives` says who is not over. Answers whether something was killed.
-    pub fn sweep(&self, lives: impl Fn(Who) -> bool) -> bool {
-        let strays: Vec<i32> =
-            own_children().into_iter().filter(|pid| !self.by_pid.contains_key(pid)).collect();
+impl Strays {
+    /// Kills strays, and reaps those that have ended. `lives` says who is not over; `known` is asked after the children are listed. Answers whether some are left.
+    pub fn sweep(&mut self, lives: impl Fn(Who) -> bool, known: impl FnOnce() -> Known) -> bool {
+        let children = own_children();
+        let Known { pids, spawning } = known();
+        let mut left = BTreeMap::new();
         let mut killed = false;
-        for pid in strays {
-            // Unreadable: a zombie that will be reaped, or a program with rights of its own.
-            let Some(who) = owner(pid) else { continue };
-            if !lives(who) {
+        for pid in children.into_iter().filter(|pid| !pids.contains(pid)) {
+            if has_ended(pid) {
+                let makers = self.ended.remove(&pid).unwrap_or_else(|| spawning.clone());
+                if makers.is_disjoint(&spawning) {
+                    reap(pid);
+                } else {
+                    left.insert(pid, makers);
+                }
+            } else if owner(pid).is_some_and(|who| !lives(who)) {
+                // Unreadable, else: a program with rights of its own, or one that is being spawned.
                 killed |= kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
             }
         }
-        killed
+        self.ended = left;
+        killed || !self.ended.is_empty()
     }
 }
 
@@ -109,41 +79,45 @@ pub(crate) fn signal_group(pid: i32, signal: i32) {
     }
 }
 
-/// A child that has ended and was not waited for.
-fn peek_ended() -> Option<i32> {
-    loop {
-        // SAFETY: an all-zero siginfo_t is valid; the kernel fills it.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: `info` outlives the call.
-        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
-        if result == 0 {
-            // SAFETY: after waitid this field is set, to 0 when nobody has ended.
-            let pid = unsafe { info.si_pid() };
-            return (pid > 0).then_some(pid);
-        }
-        if Errno::last() != Errno::EINTR {
-            return None;
-        }
-    }
+/// Waits until a child has ended; it is not reaped, so that its number stays its own.
+pub(crate) fn wait_for_end(pid: i32) {
+    // Nobody else waits for it, so that the only error is that of a signal.
+    while peek(pid, 0) == Err(Errno::EINTR) {}
+}
+
+/// Whether a child has ended, and was not reaped.
+fn has_ended(pid: i32) -> bool {
+    peek(pid, libc::WNOHANG) == Ok(true)
+}
+
+fn peek(pid: i32, flags: i32) -> Result<bool, Errno> {
+    // SAFETY: an all-zero siginfo_t is valid; the kernel fills it.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOWAIT | flags;
+    // SAFETY: `info` outlives the call.
+    let result = unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, flags) };
+    Errno::result(result)?;
+    // SAFETY: after waitid this field is set, to 0 when it has not ended.
+    Ok(unsafe { info.si_pid() } == pid)
 }
 
 /// Takes the end of a child that has ended.
-fn wait_for(pid: i32) -> Option<End> {
+pub(crate) fn reap(pid: i32) -> End {
     let mut status = 0;
     // SAFETY: an all-zero rusage is valid; the kernel fills it.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    loop {
+    let taken = loop {
         // SAFETY: both outlive the call.
-        let got = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, &raw mut usage) };
-        if got == pid {
-            break;
+        let taken = Errno::result(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) });
+        if taken != Err(Errno::EINTR) {
+            break taken;
         }
-        if got == 0 || Errno::last() != Errno::EINTR {
-            return None;
-        }
-    }
-    let status = if libc::WIFSIGNALED(status) {
+    };
+    let status = if let Err(error) = taken {
+        // Nobody else takes it. Should it be so all the same: nothing is called a success that was not seen.
+        tracing::error!(pid, %error, "the end of a process is not known, and is taken for a kill");
+        ProcessStatus::Signal(libc::SIGKILL)
+    } else if libc::WIFSIGNALED(status) {
         ProcessStatus::Signal(libc::WTERMSIG(status))
     } else {
         ProcessStatus::Exit(libc::WEXITSTATUS(status))
@@ -154,7 +128,7 @@ fn wait_for(pid: i32) -> Option<End> {
         system_us: us(usage.ru_stime),
         max_rss_kib: usage.ru_maxrss.unsigned_abs(),
     };
-    Some((status, usage))
+    End { status, usage, ran_us: 0 }
 }
 
 /// Children of this process, whichever thread they came to.

@@ -1,27 +1,28 @@
-//! From a task to the process that will run it: substitution, environment, directories, files. Used by the spawner threads.
+//! From a task to the process that will run it: substitution, environment, directories, files. Used by the threads of `lanes`.
 
 use crate::gpus::GpuEnv;
 use crate::programs::{DEFAULT_PATH, Programs};
+use crate::variables::{Common, Variables, holds_nul};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pf_launcher::ranks::is_of_a_program;
-use pf_manager_core::StartCommand;
+use pf_manager_core::{StartCommand, StartWorker};
 use pf_protocol::job::{Body, Command as CommandBody, Environment};
 use pf_protocol::outcome::ErrorDetail;
 use pf_protocol::payload::{self, PayloadRef};
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// What all tasks of a manager share.
 #[derive(Debug)]
 pub(crate) struct Context {
     /// The manager's own variables, without those of Pilotfish.
-    pub env: Vec<(OsString, OsString)>,
+    pub common: Common,
+    /// Where a task runs that asks for nothing else: the manager's own working directory.
+    pub home: PathBuf,
     /// Below it lie the work directories of attempts.
     pub work_dir: PathBuf,
     /// Folder of large payloads, if the relay knows of one.
@@ -38,20 +39,50 @@ pub(crate) struct Context {
 
 impl Context {
     /// The environment of this process, less what is for itself.
-    pub fn own_env() -> Vec<(OsString, OsString)> {
+    pub fn common() -> Common {
         let own =
-            |name: &OsString| name.as_bytes().starts_with(b"PF_") || is_of_a_program(&name.to_string_lossy());
-        std::env::vars_os().filter(|(name, _)| !own(name)).collect()
+            |name: &OsStr| name.as_bytes().starts_with(b"PF_") || is_of_a_program(&name.to_string_lossy());
+        Common::of_this_process(|name| !own(name))
+    }
+
+    /// The variables of a task or worker, before those of Pilotfish.
+    fn variables(
+        &self,
+        asked: &Environment,
+        fill: impl Fn(&str) -> OsString,
+    ) -> Result<Variables<'_>, ErrorDetail> {
+        let mut env = if asked.clear { Variables::none() } else { Variables::new(&self.common) };
+        for (name, value) in &asked.vars {
+            env.set(name, fill(value))?;
+        }
+        if env.get("PATH").is_none() {
+            env.set("PATH", DEFAULT_PATH)?;
+        }
+        Ok(env)
+    }
+
+    /// What a process is bound to, for itself and for the libraries that ask.
+    fn bind(&self, env: &mut Variables<'_>, pus: &[u32], gpus: &[usize]) -> Result<(), ErrorDetail> {
+        if !pus.is_empty() {
+            let set = pus.iter().copied().collect();
+            env.set("PF_CPUS", crate::topology::format_cpu_list(&set))?;
+        }
+        self.gpus.variables(gpus).into_iter().try_for_each(|(name, value)| env.set(name, value))
     }
 }
 
 /// A process to be spawned.
-pub(crate) struct Prepared {
-    pub command: Command,
-    /// Whether its standard output goes to a pipe of the manager.
-    pub pipe_stdout: bool,
+pub(crate) struct Prepared<'a> {
+    pub program: PathBuf,
+    pub argv: Vec<CString>,
+    pub env: Variables<'a>,
+    pub cwd: PathBuf,
+    /// None: nothing to read.
+    pub stdin: Option<File>,
+    /// None: a pipe of the manager.
+    pub stdout: Option<File>,
     /// The same for standard error.
-    pub pipe_stderr: bool,
+    pub stderr: Option<File>,
 }
 
 /// What is put in place of `{..}`.
@@ -98,7 +129,7 @@ pub(crate) fn refused(message: String, hint: &str) -> ErrorDetail {
 }
 
 /// Makes ready what the task wants; nothing of it runs yet.
-pub(crate) fn prepare(start: &StartCommand, context: &Context) -> Result<Prepared, ErrorDetail> {
+pub(crate) fn prepare<'a>(start: &StartCommand, context: &'a Context) -> Result<Prepared<'a>, ErrorDetail> {
     let spec = &start.job.spec;
     let Body::Command(body) = &spec.body else {
         return Err(refused(
@@ -113,68 +144,47 @@ pub(crate) fn prepare(start: &StartCommand, context: &Context) -> Result<Prepare
         attempt: start.attempt.to_string(),
         item: if body.item_on_stdin { b"" } else { &start.item },
     };
-    let mut env = environment(context, &spec.env, |value| values.fill(value));
+    let mut env = context.variables(&spec.env, |value| values.fill(value))?;
     let cwd = directory(start, body, context, &values, &mut env)?;
-    env.insert("PF_JOB".into(), values.job.clone().into());
-    env.insert("PF_INDEX".into(), values.index.clone().into());
-    env.insert("PF_TASK".into(), format!("{}.{label}", values.job).into());
-    env.insert("PF_ATTEMPT".into(), values.attempt.clone().into());
-    bind_env(&mut env, &start.pus, &start.gpus, context);
+    env.set("PF_JOB", &values.job)?;
+    env.set("PF_INDEX", &values.index)?;
+    env.set("PF_TASK", format!("{}.{label}", values.job))?;
+    env.set("PF_ATTEMPT", &values.attempt)?;
+    context.bind(&mut env, &start.pus, &start.gpus)?;
 
     let argv: Vec<OsString> = body.argv.iter().map(|arg| values.fill(arg)).collect();
     let Some(program) = argv.first().filter(|p| !p.is_empty()) else {
         return Err(refused("the command is empty".into(), "give a program to run"));
     };
-    let has_nul = |text: &OsStr| text.as_bytes().contains(&0);
-    if argv.iter().any(|arg| has_nul(arg)) || env.iter().any(|(name, value)| has_nul(name) || has_nul(value))
-    {
-        return Err(refused(
-            "an argument or variable holds a NUL byte".into(),
-            "feed such items to standard input",
-        ));
-    }
-    let path = context.programs.find(
-        program,
-        env.get(OsStr::new("PATH")).map(OsString::as_os_str),
-        cwd.as_deref(),
-    )?;
-    let mut command = Command::new(path);
-    command.arg0(program).args(&argv[1..]).env_clear().envs(&env).process_group(0);
-    if let Some(cwd) = &cwd {
-        command.current_dir(cwd);
-    }
-    command.stdin(standard_input(start, body, context)?);
-    let (pipe_stdout, pipe_stderr) = redirect(&mut command, body, &values, cwd.as_deref())?;
-    Ok(Prepared { command, pipe_stdout, pipe_stderr })
+    let program = context.programs.find(program, env.get("PATH"), &cwd)?;
+    let argv = argv.into_iter().map(|arg| CString::new(arg.into_vec()).map_err(|_| holds_nul("an argument")));
+    let argv = argv.collect::<Result<_, _>>()?;
+    let stdin = standard_input(start, body, context)?;
+    let (stdout, stderr) = redirect(body, &values, &cwd)?;
+    Ok(Prepared { program, argv, env, cwd, stdin, stdout, stderr })
 }
 
-/// The variables of a task or worker, before those of Pilotfish.
-pub(crate) fn environment(
-    context: &Context,
-    asked: &Environment,
-    fill: impl Fn(&str) -> OsString,
-) -> BTreeMap<OsString, OsString> {
-    let mut env: BTreeMap<OsString, OsString> =
-        if asked.clear { BTreeMap::new() } else { context.env.iter().cloned().collect() };
-    env.extend(asked.vars.iter().map(|(name, value)| (OsString::from(name), fill(value))));
-    env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
-    env
-}
-
-/// What the process is bound to, for itself and for the libraries that ask.
-pub(crate) fn bind_env(
-    env: &mut BTreeMap<OsString, OsString>,
-    pus: &[u32],
-    gpus: &[usize],
-    context: &Context,
-) {
-    if !pus.is_empty() {
-        let set = pus.iter().copied().collect();
-        env.insert("PF_CPUS".into(), crate::topology::format_cpu_list(&set).into());
-    }
-    for (name, value) in context.gpus.variables(gpus) {
-        env.insert(name.into(), value.into());
-    }
+/// The same for a Python worker that finds the manager at these descriptors.
+pub(crate) fn prepare_worker<'a>(
+    start: &StartWorker,
+    context: &'a Context,
+    [data, control]: [RawFd; 2],
+) -> Result<Prepared<'a>, ErrorDetail> {
+    let mut env = context.variables(&start.env, |value| value.into())?;
+    context.bind(&mut env, &start.pus, &start.gpus)?;
+    env.set("PF_WORKER", start.worker.to_string())?;
+    env.set("PF_WORKER_FDS", format!("{data},{control}"))?;
+    let python = start.python.as_deref().unwrap_or(&context.python);
+    let program = context.programs.find(OsStr::new(python), env.get("PATH"), &context.home).map_err(|e| {
+        let hint =
+            "name a Python 3.8 or newer that exists on the nodes, for the endpoint or for the function";
+        refused(format!("the Python interpreter cannot be started: {}", e.message), hint)
+    })?;
+    let argv = [python.as_bytes(), context.worker_py.as_os_str().as_bytes()].into_iter();
+    let argv = argv.map(|arg| CString::new(arg).map_err(|_| holds_nul("the interpreter's name")));
+    let argv = argv.collect::<Result<_, _>>()?;
+    let cwd = context.home.clone();
+    Ok(Prepared { program, argv, env, cwd, stdin: None, stdout: None, stderr: None })
 }
 
 /// The directory in which it runs; makes the attempt's own if that is asked.
@@ -183,9 +193,9 @@ fn directory(
     body: &CommandBody,
     context: &Context,
     values: &Values<'_>,
-    env: &mut BTreeMap<OsString, OsString>,
-) -> Result<Option<PathBuf>, ErrorDetail> {
-    let mut cwd = body.cwd.as_ref().map(|cwd| PathBuf::from(values.fill(cwd)));
+    env: &mut Variables<'_>,
+) -> Result<PathBuf, ErrorDetail> {
+    let mut cwd = body.cwd.as_ref().map(|cwd| context.home.join(values.fill(cwd)));
     if body.work_dir {
         let dir = context
             .work_dir
@@ -197,32 +207,33 @@ fn directory(
                 "the endpoint's work folder must be writable",
             )
         })?;
-        env.insert("PF_WORK_DIR".into(), dir.clone().into());
+        env.set("PF_WORK_DIR", &dir)?;
         cwd.get_or_insert(dir);
     }
-    if let Some(dir) = &cwd {
-        let hint = "the directory must exist on the node where the task runs";
-        match std::fs::metadata(dir) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                return Err(refused(format!("working directory {} is not a directory", dir.display()), hint));
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(refused(format!("working directory {} does not exist", dir.display()), hint));
-            }
-            Err(e) => return Err(refused(format!("working directory {}: {e}", dir.display()), hint)),
+    let Some(dir) = cwd else { return Ok(context.home.clone()) };
+    let hint = "the directory must exist on the node where the task runs";
+    let error = match std::fs::metadata(&dir) {
+        Ok(meta) if meta.is_dir() => return Ok(dir),
+        Ok(_) => format!("working directory {} is not a directory", dir.display()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            format!("working directory {} does not exist", dir.display())
         }
-    }
-    Ok(cwd)
+        Err(e) => format!("working directory {}: {e}", dir.display()),
+    };
+    Err(refused(error, hint))
 }
 
-fn standard_input(start: &StartCommand, body: &CommandBody, context: &Context) -> Result<Stdio, ErrorDetail> {
+fn standard_input(
+    start: &StartCommand,
+    body: &CommandBody,
+    context: &Context,
+) -> Result<Option<File>, ErrorDetail> {
     let item = &start.item;
     if !body.item_on_stdin {
-        return Ok(Stdio::null());
+        return Ok(None);
     }
     if start.is_large {
-        return large_item(start, context).map(Stdio::from);
+        return large_item(start, context).map(Some);
     }
     let feed = || -> std::io::Result<File> {
         let mut file = File::from(memfd_create(c"pf-item", MFdFlags::MFD_CLOEXEC)?);
@@ -233,7 +244,7 @@ fn standard_input(start: &StartCommand, body: &CommandBody, context: &Context) -
     let file = feed().map_err(|e| {
         refused(format!("feed the item to standard input: {e}"), "is the node out of memory?")
     })?;
-    Ok(file.into())
+    Ok(Some(file))
 }
 
 /// The file of an item that is only named.
@@ -257,16 +268,14 @@ fn large_item(start: &StartCommand, context: &Context) -> Result<File, ErrorDeta
     }
 }
 
-/// Files for the output, where they are asked; answers which streams go to the log.
+/// Files for standard output and error, where they are asked.
 fn redirect(
-    command: &mut Command,
     body: &CommandBody,
     values: &Values<'_>,
-    cwd: Option<&Path>,
-) -> Result<(bool, bool), ErrorDetail> {
-    let open = |name: &str| -> Result<(PathBuf, File), ErrorDetail> {
-        let file = PathBuf::from(values.fill(name));
-        let file = cwd.map_or_else(|| file.clone(), |cwd| cwd.join(&file));
+    cwd: &Path,
+) -> Result<(Option<File>, Option<File>), ErrorDetail> {
+    let path = |name: &str| cwd.join(values.fill(name));
+    let open = |file: PathBuf| -> Result<(PathBuf, File), ErrorDetail> {
         let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&file);
         let opened = opened.map_err(|e| {
             refused(
@@ -276,24 +285,15 @@ fn redirect(
         })?;
         Ok((file, opened))
     };
-    let stdout = body.stdout.as_deref().map(open).transpose()?;
-    if let Some(name) = &body.stderr {
-        let same = stdout.as_ref().filter(|(file, _)| {
-            cwd.map_or_else(|| PathBuf::from(values.fill(name)), |c| c.join(values.fill(name))) == *file
-        });
-        let file = match same {
-            Some((_, file)) => {
-                file.try_clone().map_err(|e| refused(format!("share an output file: {e}"), "try again"))?
-            }
-            None => open(name)?.1,
-        };
-        command.stderr(file);
-    }
-    let pipes = (stdout.is_none(), body.stderr.is_none());
-    if let Some((_, file)) = stdout {
-        command.stdout(file);
-    }
-    Ok(pipes)
+    let stdout = body.stdout.as_deref().map(path).map(open).transpose()?;
+    let stderr = match (body.stderr.as_deref().map(path), &stdout) {
+        (None, _) => None,
+        (Some(file), Some((same, stdout))) if file == *same => {
+            Some(stdout.try_clone().map_err(|e| refused(format!("share an output file: {e}"), "try again"))?)
+        }
+        (Some(file), _) => Some(open(file)?.1),
+    };
+    Ok((stdout.map(|(_, file)| file), stderr))
 }
 
 #[cfg(test)]

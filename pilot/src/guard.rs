@@ -17,7 +17,7 @@ const EXIT_KILLED: u8 = 1;
 
 /// Runs this program with `args` to its end. Exit code: the manager's own, or 1 when it was killed.
 pub(crate) fn watch_over(args: &[OsString]) -> io::Result<u8> {
-    let signals = process::take_signals()?;
+    let signals = process::take_signals(&process::TO_END_AND_OF_CHILDREN)?;
     process::be_subreaper();
     let mut command = Command::new(std::env::current_exe()?);
     let manager = Pid::from_raw(process::spawn_open(command.args(args))?.id() as i32);

@@ -26,16 +26,22 @@ pub(crate) const READS_A_TURN: usize = 16;
 /// What a worker's output pipes hold between two looks at them.
 pub(crate) const WORKER_PIPE_BYTES: i32 = 1 << 20;
 
-/// Threads that spawn: more do not help, since the kernel serialises much of it.
-pub(crate) const SPAWNERS_MAX: usize = 4;
+/// Threads that run processes, one each: as many as there can be CPUs. What comes beyond waits for one of them.
+pub(crate) const LANES_MAX: usize = CPUS_MAX as usize;
+
+/// Stack of such a thread, which calls nothing deep.
+pub(crate) const LANE_STACK_BYTES: usize = 256 << 10;
+
+/// How often it is looked for news of lanes that is no reason to wake the reactor, µs: that a command has started, or has ended while others wait behind it. As long as
+/// outcomes may gather (`GATHER_US`).
+pub(crate) const NEWS_LOOK_US: u64 = 5_000;
+
+/// With fewer commands than this behind it, the end of a command is told at once, so that more can come before the lane runs dry.
+pub(crate) const ROW_SHORT: usize = 2;
 
 /// How often it is looked what memory tasks have that said how much they need, µs: seldom enough to cost nothing, and in half a second few
 /// programs fill a node.
 pub(crate) const MEMORY_LOOK_US: u64 = 500_000;
-
-/// Requests among which a spawner looks for one that wants the CPUs it is bound to: moving to others costs some tens of microseconds, and
-/// nobody is passed over by more than this.
-pub(crate) const BOUND_LOOK_AHEAD: usize = 8;
 
 /// How long the place of a program in PATH is believed without a new search: on a shared file system a search for each task would be its
 /// heaviest load.
@@ -49,6 +55,9 @@ pub(crate) const WATCH_AFTER_US: u64 = 10_000;
 
 /// How often left-over processes of tasks are looked for after a task has ended, µs.
 pub(crate) const SWEEP_US: u64 = 100_000;
+
+/// The same while something runs: what it leaves behind and has ended waits so long to be reaped.
+pub(crate) const SWEEP_SELDOM_US: u64 = 1_000_000;
 
 /// How often it is looked whether the pilot still lives, µs.
 pub(crate) const PARENT_US: u64 = 1_000_000;

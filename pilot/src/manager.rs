@@ -3,11 +3,11 @@
 use crate::command::Context;
 use crate::files::{Files, Places};
 use crate::gpus::GpuEnv;
+use crate::lanes::Lanes;
 use crate::limits::MANAGER_BEFORE_PILOT_MS;
 use crate::node::{ManagerNode, Parts};
 use crate::output::OutputLog;
 use crate::programs::Programs;
-use crate::spawn::Spawners;
 use crate::{environment, guard, node_shape, process, ticket};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -117,7 +117,7 @@ fn tie_to_stdin() -> io::Result<()> {
 fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
     let (ticket_path, node) = (args.ticket.as_path(), node_number(&args.node)?);
     // Before any thread is there, so that all of them leave these signals to the descriptor.
-    let signals = process::take_signals().map_err(|e| io_error("block signals")(e.into()))?;
+    let signals = process::take_signals(&process::TO_END).map_err(|e| io_error("block signals")(e.into()))?;
     process::be_subreaper();
     if args.tether {
         tie_to_stdin().map_err(io_error("start a thread"))?;
@@ -157,13 +157,12 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
     let places =
         Places { output: PathBuf::from(&ticket.output_dir), block: PathBuf::from(&ticket.dir), manager };
     let files = Files::start(places, Box::new(wake())).map_err(io_error("start the file thread"))?;
-    let spawners =
-        Spawners::start(context, slots, Box::new(wake())).map_err(io_error("start the spawner threads"))?;
+    let lanes = Lanes::new(context, Box::new(wake())).map_err(io_error("open /dev/null"))?;
     let parts = Parts {
         core: ManagerCore::new(config, now),
         ticket_path: ticket_path.into(),
         payloads_dir: ticket.payloads_dir.map(PathBuf::from),
-        spawners,
+        lanes,
         output: OutputLog::new(files),
         signals,
     };
@@ -180,7 +179,9 @@ fn run(args: &ManagerArgs) -> Result<(), ManagerError> {
 
 fn context(ticket: &Ticket, scratch: &Scratch, gpus: GpuEnv) -> Context {
     Context {
-        env: Context::own_env(),
+        common: Context::common(),
+        // Should it be gone: the one folder that is everywhere.
+        home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         work_dir: PathBuf::from(&ticket.work_dir),
         payloads_dir: ticket.payloads_dir.as_ref().map(PathBuf::from),
         python: ticket.python.clone(),

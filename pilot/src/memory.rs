@@ -3,8 +3,8 @@
 //! By looking, since few sites let a job make cgroups of its own. What a task takes between two looks is not held back: where the node itself runs
 //! out of memory before, the kernel ends something.
 
+use crate::lanes::Who;
 use crate::limits::MEMORY_LOOK_US;
-use crate::spawn::Who;
 use pf_manager_core::OutOfMemory;
 use std::collections::HashMap;
 
@@ -56,14 +56,14 @@ impl MemoryWatch {
         self.look_at
     }
 
-    /// Looks if it is time; answers the processes to be killed with their groups.
-    pub fn look(&mut self, now: u64) -> Vec<i32> {
+    /// Looks if it is time; answers who is to be killed.
+    pub fn look(&mut self, now: u64) -> Vec<Who> {
         if self.look_at.is_none_or(|at| at > now) {
             return Vec::new();
         }
         let mut doomed = Vec::new();
         let mut any = false;
-        for held in self.held.values_mut().filter(|held| held.limit_bytes > 0) {
+        for (who, held) in self.held.iter_mut().filter(|(_, held)| held.limit_bytes > 0) {
             any = true;
             let Some(pid) = held.pid else { continue };
             let family = family_of(pid);
@@ -75,7 +75,7 @@ impl MemoryWatch {
             let used_bytes = family.iter().map(|pid| kib_of(*pid, "smaps_rollup", "Pss:")).sum::<u64>() << 10;
             if used_bytes > limit_bytes {
                 held.over.get_or_insert(OutOfMemory::Limit { used_bytes, limit_bytes });
-                doomed.push(pid);
+                doomed.push(*who);
             }
         }
         self.look_at = any.then_some(now + MEMORY_LOOK_US);
@@ -128,7 +128,7 @@ mod tests {
         watch.began(0, large, own);
         watch.began(0, small, child.id() as i32);
         assert!(watch.look(1).is_empty(), "not yet");
-        assert_eq!(watch.look(MEMORY_LOOK_US), [child.id() as i32]);
+        assert_eq!(watch.look(MEMORY_LOOK_US), [small]);
         assert!(matches!(watch.ended(small), Some(OutOfMemory::Limit { limit_bytes: 4096, .. })));
         assert_eq!(watch.ended(large), None);
         child.kill().unwrap();

@@ -1,14 +1,14 @@
 //! The manager's shell: turns frames, processes, pipes and files into the core's inputs, and carries out its effects.
 
-use crate::capture::{Drained, Kept, drain};
-use crate::children::{Children, End, signal_group};
-use crate::limits::{LAST_FILES, PARENT_US, STOP_GRACE_MS, SWEEP_US};
+use crate::children::{End, Strays};
+use crate::lanes::{Lanes, News, Request, Who, WorkerEnds};
+use crate::limits::{LAST_FILES, NEWS_LOOK_US, PARENT_US, STOP_GRACE_MS, SWEEP_SELDOM_US, SWEEP_US};
 use crate::memory::MemoryWatch;
 use crate::oom::OomWatch;
 use crate::output::OutputLog;
 use crate::outputs::Outputs;
-use crate::polls::{poll, stream_of, worker_flags};
-use crate::spawn::{Process, Request, Spawned, Spawners, Who};
+use crate::polls::{poll, worker_flags};
+use crate::running::RunningCommand;
 use crate::ticket;
 use crate::wire::Said;
 use crate::worker::WorkerProcess;
@@ -16,34 +16,16 @@ use bytes::Bytes;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use pf_manager_core::{Effect, Input, ManagerCore, OutOfMemory, ProcessEnd, ProcessStatus, WorkerEnd};
-use pf_protocol::outlog::{self, Stream};
+use pf_protocol::outcome::ErrorDetail;
 use pf_protocol::{AttemptId, TaskId};
 use pf_transport::{CloseReason, Conn, Node, Outbox};
-use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 const SIGNALS: u64 = 1;
 const WORKERS: u64 = 2;
 const OUTPUTS: u64 = 3;
-
-/// One output stream of a command.
-struct Pipe {
-    fd: OwnedFd,
-    /// Set once it is watched.
-    token: Option<u64>,
-    kept: Kept,
-}
-
-/// A command task that was asked for, or runs.
-struct CommandProcess {
-    task: TaskId,
-    pid: Option<i32>,
-    /// Standard output and error.
-    pipes: [Option<Pipe>; 2],
-    /// What they kept, of streams that are closed.
-    closed: [Kept; 2],
-}
 
 /// What the node is made of.
 pub(crate) struct Parts {
@@ -51,7 +33,7 @@ pub(crate) struct Parts {
     pub ticket_path: PathBuf,
     /// Folder of large payloads, if the relay knows of one.
     pub payloads_dir: Option<PathBuf>,
-    pub spawners: Spawners,
+    pub lanes: Lanes,
     pub output: OutputLog,
     pub signals: SignalFd,
 }
@@ -59,12 +41,10 @@ pub(crate) struct Parts {
 /// See the module.
 pub(crate) struct ManagerNode {
     parts: Parts,
-    children: Children,
+    strays: Strays,
     oom: OomWatch,
     memory: MemoryWatch,
-    /// Requests to the spawners that are not answered.
-    asked: BTreeSet<u64>,
-    commands: HashMap<AttemptId, CommandProcess>,
+    commands: HashMap<AttemptId, RunningCommand>,
     workers: HashMap<u32, WorkerProcess>,
     worker_polls: Epoll,
     outputs: Outputs,
@@ -72,6 +52,8 @@ pub(crate) struct ManagerNode {
     buffer: Vec<u8>,
     core_timer: Option<u64>,
     sweep_at: Option<u64>,
+    /// When it is looked for news of the lanes.
+    news_at: Option<u64>,
     parent_at: u64,
     parent: u32,
     worker_output_at: Option<u64>,
@@ -83,10 +65,9 @@ impl ManagerNode {
         let flags = nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC;
         Ok(ManagerNode {
             parts,
-            children: Children::default(),
+            strays: Strays::default(),
             oom: OomWatch::new(),
             memory: MemoryWatch::default(),
-            asked: BTreeSet::new(),
             commands: HashMap::new(),
             workers: HashMap::new(),
             worker_polls: Epoll::new(flags)?,
@@ -95,6 +76,7 @@ impl ManagerNode {
             buffer: Vec::new(),
             core_timer: None,
             sweep_at: None,
+            news_at: None,
             parent_at: 0,
             parent: std::os::unix::process::parent_id(),
             worker_output_at: None,
@@ -103,19 +85,19 @@ impl ManagerNode {
     }
 
     fn give(&mut self, now: u64, input: Input, out: &mut Outbox) {
-        let mut inputs = vec![input];
-        while let Some(input) = inputs.pop() {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
             let mut effects = Vec::new();
             self.parts.core.handle(now, input, &mut effects);
             for effect in effects {
-                if let Some(answer) = self.carry_out(effect, out) {
-                    inputs.push(answer);
+                if let Some(answer) = self.carry_out(now, effect, out) {
+                    inputs.push_back(answer);
                 }
             }
         }
     }
 
-    fn carry_out(&mut self, effect: Effect, out: &mut Outbox) -> Option<Input> {
+    fn carry_out(&mut self, now: u64, effect: Effect, out: &mut Outbox) -> Option<Input> {
         match effect {
             Effect::Dial => {
                 return Some(Input::Dialled { conns: ticket::dial_all(&self.parts.ticket_path, out) });
@@ -125,21 +107,19 @@ impl ManagerNode {
             Effect::SetTimer { at } => self.core_timer = at,
             Effect::StartCommand(start) => {
                 let task = TaskId { job: start.job.job, index: start.index };
-                let command =
-                    CommandProcess { task, pid: None, pipes: [None, None], closed: Default::default() };
-                self.commands.insert(start.attempt, command);
+                self.commands.insert(start.attempt, RunningCommand::new(task, start.attempt));
                 self.memory.allow(Who::Attempt(start.attempt), start.job.spec.resources.memory_bytes);
-                self.asked.insert(self.parts.spawners.ask(Request::Command(start)));
+                self.parts.lanes.ask(Request::Command(start));
+                self.news_at.get_or_insert(now + NEWS_LOOK_US);
             }
             Effect::SignalCommand { attempt, signal } => {
-                if let Some(pid) = self.commands.get(&attempt).and_then(|c| c.pid) {
-                    signal_group(pid, signal);
-                }
+                self.parts.lanes.signal(Who::Attempt(attempt), signal)
             }
             Effect::StartWorker(start) => {
                 self.workers.insert(start.worker, WorkerProcess::new());
-                self.asked.insert(self.parts.spawners.ask(Request::Worker(start)));
+                self.parts.lanes.ask(Request::Worker(start));
             }
+            Effect::TakeBack { worker } => return Some(self.take_back(worker)),
             Effect::WorkerJob { worker, slot, job, large } => {
                 self.memory.allow(Who::Worker(worker), job.spec.resources.memory_bytes);
                 let dir = self.parts.payloads_dir.clone().filter(|_| large);
@@ -149,15 +129,7 @@ impl ManagerNode {
                 self.with_worker(worker, |w| w.tell_tasks(&tasks));
                 self.write_to(worker);
             }
-            Effect::WorkerSkip { worker, seqs } => {
-                self.with_worker(worker, |w| w.tell_skip(&seqs));
-                self.write_to(worker);
-            }
-            Effect::SignalWorker { worker, signal } => {
-                if let Some(pid) = self.workers.get(&worker).and_then(|w| w.pid) {
-                    signal_group(pid, signal);
-                }
-            }
+            Effect::SignalWorker { worker, signal } => self.parts.lanes.signal(Who::Worker(worker), signal),
             Effect::EndWorker { worker } => {
                 self.with_worker(worker, WorkerProcess::tell_end);
                 self.write_to(worker);
@@ -166,7 +138,7 @@ impl ManagerNode {
             Effect::Exit { reason } => {
                 tracing::info!(reason, "the manager ends");
                 self.stopping = true;
-                self.children.kill_all();
+                self.parts.lanes.kill_all();
                 out.stop();
             }
         }
@@ -177,6 +149,20 @@ impl ManagerNode {
         if let Some(worker) = self.workers.get_mut(&worker) {
             tell(worker);
         }
+    }
+
+    /// Takes from a worker or a lane what has not started.
+    fn take_back(&mut self, worker: u32) -> Input {
+        let attempts = match self.workers.get_mut(&worker) {
+            Some(worker) => worker.take_back(),
+            None => self.parts.lanes.take_back(worker),
+        };
+        for attempt in &attempts {
+            if self.commands.remove(attempt).is_some() {
+                self.memory.ended(Who::Attempt(*attempt));
+            }
+        }
+        Input::TakenBack { worker, attempts }
     }
 
     /// Sends to a worker, and asks to be told when it takes more if it does not take all.
@@ -191,66 +177,58 @@ impl ManagerNode {
         let _ = self.worker_polls.modify(data, &mut EpollEvent::new(worker_flags(left), u64::from(id)));
     }
 
-    fn on_spawned(&mut self, now: u64, spawned: Spawned, out: &mut Outbox) {
-        self.asked.remove(&spawned.seq);
-        match &spawned.process {
-            Ok(process) => self.memory.began(now, spawned.who, process.pid),
-            Err(_) => drop(self.memory.ended(spawned.who)),
-        }
-        let answered = self.asked.first().map_or(u64::MAX, |first| first - 1);
-        match (spawned.who, spawned.process) {
-            (Who::Attempt(attempt), Ok(process)) => {
-                let early = self.children.add(process.pid, spawned.who, spawned.seq);
-                self.begin_command(now, attempt, process);
-                self.give(now, Input::CommandStarted { attempt }, out);
-                if let Some(end) = early {
-                    self.on_ended(now, spawned.who, end, out);
+    fn on_news(&mut self, now: u64, out: &mut Outbox) {
+        for news in self.parts.lanes.take_news() {
+            match news {
+                News::Started { who: Who::Attempt(attempt), pid, .. } => {
+                    self.sweep_at.get_or_insert(now + SWEEP_SELDOM_US);
+                    self.memory.began(now, Who::Attempt(attempt), pid);
+                    self.outputs.begin(now, attempt);
+                    self.give(now, Input::CommandStarted { attempt }, out);
                 }
-            }
-            (Who::Attempt(attempt), Err(error)) => {
-                self.commands.remove(&attempt);
-                self.give(now, Input::CommandNotStarted { attempt, error }, out);
-            }
-            (Who::Worker(worker), Ok(process)) => {
-                let early = self.children.add(process.pid, spawned.who, spawned.seq);
-                self.begin_worker(worker, process);
-                if let Some(end) = early {
-                    self.on_ended(now, spawned.who, end, out);
+                News::Started { who: Who::Worker(worker), pid, worker: ends } => {
+                    self.sweep_at.get_or_insert(now + SWEEP_SELDOM_US);
+                    self.memory.began(now, Who::Worker(worker), pid);
+                    if let Some(ends) = ends {
+                        self.begin_worker(worker, *ends);
+                    }
                 }
-            }
-            (Who::Worker(worker), Err(error)) => {
-                self.workers.remove(&worker);
-                self.give(now, Input::WorkerGone { worker, end: WorkerEnd::NotStarted(error) }, out);
+                News::NotStarted { who, error } => {
+                    self.memory.ended(who);
+                    let told = self.not_started(who, error);
+                    self.give(now, told, out);
+                }
+                News::Ended { who, end, output } => self.on_ended(now, who, end, output, out),
             }
         }
-        self.children.forget_early(answered);
     }
 
-    fn begin_command(&mut self, now: u64, attempt: AttemptId, process: Process) {
-        let Some(command) = self.commands.get_mut(&attempt) else { return };
-        command.pid = Some(process.pid);
-        for (n, fd) in [process.stdout, process.stderr].into_iter().enumerate() {
-            command.pipes[n] = fd.map(|fd| Pipe { fd, token: None, kept: Kept::default() });
+    fn not_started(&mut self, who: Who, error: ErrorDetail) -> Input {
+        match who {
+            Who::Attempt(attempt) => {
+                self.commands.remove(&attempt);
+                Input::CommandNotStarted { attempt, error }
+            }
+            Who::Worker(worker) => {
+                self.workers.remove(&worker);
+                Input::WorkerGone { worker, end: WorkerEnd::NotStarted(error) }
+            }
         }
-        self.outputs.begin(now, attempt);
     }
 
     /// Watches the pipes of tasks that have grown old enough.
     fn watch_outputs(&mut self, now: u64) {
-        let Self { outputs, commands, .. } = self;
+        let Self { outputs, commands, parts, .. } = self;
         while let Some(attempt) = outputs.next_grown(now, |attempt| commands.contains_key(&attempt)) {
-            let pipes = commands.get_mut(&attempt).map(|command| command.pipes.iter_mut().enumerate());
-            for (n, pipe) in pipes.into_iter().flatten() {
-                if let Some(pipe) = pipe {
-                    pipe.token = Some(outputs.watch(&pipe.fd, attempt, n));
-                }
+            if let Some((command, pipes)) = commands.get_mut(&attempt).zip(parts.lanes.take_pipes(attempt)) {
+                command.watch(pipes, outputs);
             }
         }
     }
 
-    fn begin_worker(&mut self, id: u32, process: Process) {
+    fn begin_worker(&mut self, id: u32, ends: WorkerEnds) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.begin(process);
+        worker.begin(ends);
         if let Some(data) = worker.data() {
             let event = EpollEvent::new(worker_flags(worker.write_watched), u64::from(id));
             if let Err(error) = self.worker_polls.add(data, event) {
@@ -259,24 +237,15 @@ impl ManagerNode {
         }
     }
 
-    /// Takes the ends of processes.
-    fn reap(&mut self, now: u64, out: &mut Outbox) {
-        for (who, end) in self.children.reap(self.parts.spawners.last_seq()) {
-            self.on_ended(now, who, end, out);
-        }
-        if self.stopping && self.children.is_empty() {
-            out.stop();
-        }
-    }
-
-    fn on_ended(&mut self, now: u64, who: Who, (status, usage): End, out: &mut Outbox) {
-        self.sweep_at.get_or_insert(now + SWEEP_US);
+    fn on_ended(&mut self, now: u64, who: Who, end: End, output: [Vec<u8>; 2], out: &mut Outbox) {
+        self.sweep_at = Some(self.sweep_at.map_or(now + SWEEP_US, |at| at.min(now + SWEEP_US)));
         let over = self.memory.ended(who);
+        let End { status, usage, ran_us } = end;
         let killed = status == ProcessStatus::Signal(libc::SIGKILL);
         let out_of_memory = over.or_else(|| (killed && self.oom.fired()).then_some(OutOfMemory::Kernel));
-        let end = ProcessEnd { status, usage, out_of_memory, stderr_tail: String::new() };
+        let end = ProcessEnd { status, ran_us, usage, out_of_memory, stderr_tail: String::new() };
         let told = match who {
-            Who::Attempt(attempt) => self.end_command(attempt, end),
+            Who::Attempt(attempt) => self.end_command(attempt, output, end),
             Who::Worker(worker) => {
                 self.read_worker(now, worker, out);
                 self.end_worker(worker, end)
@@ -285,28 +254,17 @@ impl ManagerNode {
         if let Some(input) = told {
             self.give(now, input, out);
         }
+        if self.stopping && self.commands.is_empty() && self.workers.is_empty() {
+            out.stop();
+        }
     }
 
     /// The last output of a command, and its end.
-    fn end_command(&mut self, attempt: AttemptId, mut end: ProcessEnd) -> Option<Input> {
-        let mut command = self.commands.remove(&attempt)?;
-        let mut wrote = false;
-        for n in 0..2 {
-            if let Some(mut pipe) = command.pipes[n].take() {
-                let log = &mut self.parts.output.buffer;
-                let (task, stream) = (command.task, stream_of(n));
-                drain(&pipe.fd, &mut self.buffer, |bytes| pipe.kept.take(log, task, attempt, stream, bytes));
-                if let Some(token) = pipe.token {
-                    self.outputs.forget(token);
-                }
-                command.closed[n] = pipe.kept;
-            }
-            wrote |= command.closed[n].any();
-        }
-        end.stderr_tail = command.closed[1].tail();
-        if wrote {
-            outlog::append(&mut self.parts.output.buffer, command.task, attempt, Stream::End, b"");
-        }
+    fn end_command(&mut self, attempt: AttemptId, read: [Vec<u8>; 2], mut end: ProcessEnd) -> Option<Input> {
+        let command = self.commands.remove(&attempt)?;
+        let log = &mut self.parts.output.buffer;
+        let wrote;
+        (wrote, end.stderr_tail) = command.end(read, &mut self.outputs, &mut self.buffer, log);
         self.parts.output.after_output(Who::Attempt(attempt), wrote, Input::CommandEnded { attempt, end })
     }
 
@@ -327,9 +285,7 @@ impl ManagerNode {
             Ok(said) => said,
             Err(error) => {
                 tracing::error!(worker = id, %error, "a Python worker is not understood, and is killed");
-                if let Some(pid) = worker.pid {
-                    signal_group(pid, libc::SIGKILL);
-                }
+                self.parts.lanes.signal(Who::Worker(id), libc::SIGKILL);
                 return;
             }
         };
@@ -370,18 +326,9 @@ impl ManagerNode {
     }
 
     fn on_output_events(&mut self) {
-        for (token, attempt, n) in self.outputs.ready() {
-            let Some(command) = self.commands.get_mut(&attempt) else { continue };
-            let Some(pipe) = &mut command.pipes[n] else { continue };
-            let log = &mut self.parts.output.buffer;
-            let (task, kept) = (command.task, &mut pipe.kept);
-            let drained =
-                drain(&pipe.fd, &mut self.buffer, |bytes| kept.take(log, task, attempt, stream_of(n), bytes));
-            if drained == Drained::Closed {
-                self.outputs.forget(token);
-                if let Some(pipe) = command.pipes[n].take() {
-                    command.closed[n] = pipe.kept;
-                }
+        for (attempt, n) in self.outputs.ready() {
+            if let Some(command) = self.commands.get_mut(&attempt) {
+                command.read(n, &mut self.outputs, &mut self.buffer, &mut self.parts.output.buffer);
             }
         }
     }
@@ -391,19 +338,25 @@ impl ManagerNode {
             let reason = format!("the manager got {signal}");
             self.give(now, Input::Stop { reason, grace_ms }, out);
         }
-        self.reap(now, out);
     }
 
     /// The node's own clocks.
     fn on_own_time(&mut self, now: u64, out: &mut Outbox) {
         if self.sweep_at.is_some_and(|at| at <= now) {
-            let (commands, workers) = (&self.commands, &self.workers);
-            let killed = self.children.sweep(|who| match who {
+            let (commands, workers, lanes) = (&self.commands, &self.workers, &self.parts.lanes);
+            let lives = |who| match who {
                 Who::Attempt(attempt) => commands.contains_key(&attempt),
                 Who::Worker(worker) => workers.contains_key(&worker),
-            });
+            };
+            let left = self.strays.sweep(lives, || lanes.known());
+            let any = !(commands.is_empty() && workers.is_empty());
             // What is killed may have had children: they come to us next.
-            self.sweep_at = killed.then_some(now + SWEEP_US);
+            self.sweep_at = if left { Some(now + SWEEP_US) } else { any.then_some(now + SWEEP_SELDOM_US) };
+        }
+        if self.news_at.is_some_and(|at| at <= now) {
+            // Asked first: what is told after it is owed, or comes with a call.
+            self.news_at = self.parts.lanes.owes_news().then_some(now + NEWS_LOOK_US);
+            self.on_news(now, out);
         }
         if self.worker_output_at.is_some_and(|at| at <= now) {
             self.worker_output_at = None;
@@ -411,7 +364,7 @@ impl ManagerNode {
                 worker.read_outputs(&mut self.buffer, &mut self.parts.output.buffer);
             }
         }
-        self.memory.look(now).into_iter().for_each(|pid| signal_group(pid, libc::SIGKILL));
+        self.memory.look(now).into_iter().for_each(|who| self.parts.lanes.signal(who, libc::SIGKILL));
         if self.parent_at <= now {
             self.parent_at = now + PARENT_US;
             if self.parent > 1 && std::os::unix::process::parent_id() != self.parent {
@@ -437,9 +390,9 @@ impl ManagerNode {
         if self.worker_output_at.is_none() && self.workers.values().any(WorkerProcess::is_busy) {
             self.worker_output_at = Some(now + SWEEP_US);
         }
-        let own =
-            [self.sweep_at, self.worker_output_at, Some(self.parent_at), self.parts.output.next_flush()];
-        let own = own.into_iter().chain([self.outputs.next_at(), self.memory.next_at()]);
+        let own = [self.sweep_at, self.news_at, self.worker_output_at, Some(self.parent_at)];
+        let of_parts = [self.parts.output.next_flush(), self.outputs.next_at(), self.memory.next_at()];
+        let own = own.into_iter().chain(of_parts);
         let next = own.chain([self.core_timer]).flatten().min();
         if let Some(at) = next {
             out.set_timer(at);
@@ -450,7 +403,7 @@ impl ManagerNode {
 impl Drop for ManagerNode {
     /// Ends what is left, when the reactor has stopped.
     fn drop(&mut self) {
-        self.children.kill_all();
+        self.parts.lanes.kill_all();
         self.parts.output.finish(LAST_FILES);
     }
 }
@@ -478,9 +431,7 @@ impl Node for ManagerNode {
     }
 
     fn on_wake(&mut self, now: u64, out: &mut Outbox) {
-        for spawned in self.parts.spawners.take_done() {
-            self.on_spawned(now, spawned, out);
-        }
+        self.on_news(now, out);
         for input in self.parts.output.take_ready() {
             self.give(now, input, out);
         }

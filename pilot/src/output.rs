@@ -1,8 +1,8 @@
 //! The manager's output log on its way to the disk, and what must not be told before it is there.
 
 use crate::files::{Files, Written};
+use crate::lanes::Who;
 use crate::limits::{LOG_BUFFER_BYTES, LOG_FLUSH_US};
-use crate::spawn::Who;
 use pf_manager_core::Input;
 use pf_protocol::outcome::OutcomeBatch;
 use std::collections::{HashMap, VecDeque};

@@ -71,9 +71,8 @@ impl Outputs {
         self.watched.remove(&token);
     }
 
-    /// Streams in which there is something, with their tokens.
-    pub fn ready(&self) -> Vec<(u64, AttemptId, usize)> {
-        let of = |(token, _)| self.watched.get(&token).map(|&(attempt, n)| (token, attempt, n));
-        poll(&self.polls).into_iter().filter_map(of).collect()
+    /// Streams in which there is something.
+    pub fn ready(&self) -> Vec<(AttemptId, usize)> {
+        poll(&self.polls).into_iter().filter_map(|(token, _)| self.watched.get(&token).copied()).collect()
     }
 }

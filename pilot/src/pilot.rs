@@ -48,8 +48,8 @@ pub fn pilot_main(ticket: &Path) -> ExitCode {
 }
 
 fn run(ticket_path: &Path) -> Result<i32, PilotError> {
-    let signals =
-        process::take_signals().map_err(|e| PilotError::Io { what: "block signals", source: e.into() })?;
+    let signals = process::take_signals(&process::TO_END_AND_OF_CHILDREN)
+        .map_err(|e| PilotError::Io { what: "block signals", source: e.into() })?;
     process::be_subreaper();
     let ticket = ticket::read(ticket_path)?;
     ticket::dial_specs(ticket_path, &ticket)?;

@@ -12,8 +12,12 @@ use std::process::{Child, Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What comes to the descriptor of [`take_signals`].
-const TAKEN: [Signal; 6] =
+/// What asks this process to end.
+pub(crate) const TO_END: [Signal; 5] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// The same, and the ends of children.
+pub(crate) const TO_END_AND_OF_CHILDREN: [Signal; 6] =
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Signals that came while a thread was spawning, as bits.
@@ -24,18 +28,23 @@ extern "C" fn note(signal: libc::c_int) {
 }
 
 fn taken() -> SigSet {
-    TAKEN.into_iter().collect()
+    TO_END_AND_OF_CHILDREN.into_iter().collect()
 }
 
-/// The signals of [`TAKEN`] come to a descriptor from now on, in this and every later thread.
-pub(crate) fn take_signals() -> nix::Result<SignalFd> {
-    taken().thread_block()?;
+/// These signals come to a descriptor from now on, in this and every later thread.
+pub(crate) fn take_signals(signals: &[Signal]) -> nix::Result<SignalFd> {
+    let set: SigSet = signals.iter().copied().collect();
+    set.thread_block()?;
+    // Whoever was started with SIGCHLD ignored would not learn how its children end.
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler runs.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
-    for signal in TAKEN {
+    for signal in signals {
         // SAFETY: `note` only sets bits of an atomic, which is safe at any moment.
-        unsafe { sigaction(signal, &action) }?;
+        unsafe { sigaction(*signal, &action) }?;
     }
-    SignalFd::with_flags(&taken(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Takes what has come: the signal that asks this process to end, if one does, and what running tasks may have, milliseconds. `usr1_ms` is what
@@ -64,7 +73,7 @@ pub(crate) fn spawn_open(command: &mut Command) -> io::Result<Child> {
     let child = command.spawn();
     let blocked = taken().thread_block();
     let seen = SEEN.swap(0, Ordering::SeqCst);
-    for signal in TAKEN.into_iter().filter(|s| seen & (1 << *s as i32) != 0) {
+    for signal in TO_END_AND_OF_CHILDREN.into_iter().filter(|s| seen & (1 << *s as i32) != 0) {
         // Our own process can always be signalled.
         let _ = kill(Pid::this(), signal);
     }

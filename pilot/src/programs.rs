@@ -1,4 +1,4 @@
-//! Where the programs of tasks lie. Used by the spawner threads.
+//! Where the programs of tasks lie. Used by the threads of `lanes`.
 
 use crate::command::refused;
 use crate::limits::{PROGRAM_KNOWN, PROGRAMS_MAX};
@@ -23,12 +23,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// As [`find_program`].
-    pub fn find(
-        &self,
-        program: &OsStr,
-        path: Option<&OsStr>,
-        cwd: Option<&Path>,
-    ) -> Result<PathBuf, ErrorDetail> {
+    pub fn find(&self, program: &OsStr, path: Option<&OsStr>, cwd: &Path) -> Result<PathBuf, ErrorDetail> {
         if program.as_bytes().contains(&b'/') {
             return find_program(program, path, cwd);
         }
@@ -39,6 +34,10 @@ impl Programs {
             return Ok(file);
         }
         let file = find_program(program, path, cwd)?;
+        if std::env::split_paths(&key.1).any(|dir| dir.is_relative()) {
+            // It says something else in another directory.
+            return Ok(file);
+        }
         let mut known = lock();
         if known.len() >= PROGRAMS_MAX {
             known.clear();
@@ -56,11 +55,11 @@ fn is_program(file: &Path) -> bool {
 pub(crate) fn find_program(
     program: &OsStr,
     path: Option<&OsStr>,
-    cwd: Option<&Path>,
+    cwd: &Path,
 ) -> Result<PathBuf, ErrorDetail> {
     let name = program.to_string_lossy();
     if program.as_bytes().contains(&b'/') {
-        let file = cwd.map_or_else(|| PathBuf::from(program), |cwd| cwd.join(program));
+        let file = cwd.join(program);
         return match std::fs::metadata(&file) {
             Ok(_) if is_program(&file) => Ok(file),
             Ok(_) => Err(refused(
@@ -75,7 +74,8 @@ pub(crate) fn find_program(
         };
     }
     let path = path.unwrap_or_else(|| OsStr::new(DEFAULT_PATH));
-    let found = std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| is_program(file));
+    let found =
+        std::env::split_paths(path).map(|dir| cwd.join(dir).join(program)).find(|file| is_program(file));
     found.ok_or_else(|| {
         refused(
             format!("command not found: {name}"),
@@ -90,13 +90,24 @@ mod tests {
 
     #[test]
     fn programs_are_found_or_the_error_says_where_they_were_looked_for() {
-        assert!(find_program(OsStr::new("sh"), None, None).is_ok());
-        let error = find_program(OsStr::new("no-such-program"), None, None).unwrap_err();
+        let root = Path::new("/");
+        assert!(find_program(OsStr::new("sh"), None, root).is_ok());
+        let error = find_program(OsStr::new("no-such-program"), None, root).unwrap_err();
         assert_eq!(error.message, "command not found: no-such-program");
         assert!(error.hint.unwrap().contains("PATH"));
-        let error = find_program(OsStr::new("/etc/passwd"), None, None).unwrap_err();
+        let error = find_program(OsStr::new("/etc/passwd"), None, root).unwrap_err();
         assert_eq!(error.message, "/etc/passwd cannot be executed");
-        assert!(find_program(OsStr::new("./sh"), None, Some(Path::new("/bin"))).is_ok());
+        assert!(find_program(OsStr::new("./sh"), None, Path::new("/bin")).is_ok());
+    }
+
+    #[test]
+    fn folders_of_path_that_are_relative_are_those_of_the_working_directory() {
+        let programs = Programs::default();
+        let find =
+            |cwd: &str| programs.find(OsStr::new("sh"), Some(OsStr::new("bin:/nowhere")), Path::new(cwd));
+        assert_eq!(find("/").unwrap(), Path::new("/bin/sh"));
+        assert!(find("/etc").is_err());
+        assert_eq!(find("/usr").unwrap(), Path::new("/usr/bin/sh"));
     }
 
     #[test]
@@ -113,7 +124,7 @@ mod tests {
         };
         let (one, two) = (put(&first), put(&second));
         let programs = Programs::default();
-        let find = || programs.find(OsStr::new("tool"), Some(&path), None);
+        let find = || programs.find(OsStr::new("tool"), Some(&path), Path::new("/"));
         assert_eq!((find().unwrap(), find().unwrap()), (one.clone(), one.clone()));
         std::fs::remove_file(&one).unwrap();
         assert_eq!(find().unwrap(), two);

@@ -7,13 +7,12 @@ use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::payload::{LARGE, held, is_large};
 use serde::Deserialize;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const JOB: u8 = 1;
 const TASKS: u8 = 2;
 const END: u8 = 3;
 const HELLO: u8 = 10;
 const ANSWERS: u8 = 11;
-const SKIP: u8 = 20;
 
 /// Largest frame either way.
 const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -95,12 +94,18 @@ pub(crate) fn end(out: &mut Vec<u8>) {
     frame(out, END, |_| {});
 }
 
-/// Asks for tasks to be skipped; goes over *control*.
-pub(crate) fn skip(out: &mut Vec<u8>, seqs: &[u64]) {
-    frame(out, SKIP, |out| {
-        out.extend_from_slice(&(seqs.len() as u32).to_le_bytes());
-        seqs.iter().for_each(|seq| out.extend_from_slice(&seq.to_le_bytes()));
-    });
+/// Bytes of a permission to start one task, on *control*.
+pub(crate) const PERMISSION_BYTES: usize = 8;
+
+/// Lets tasks start.
+pub(crate) fn permit(out: &mut Vec<u8>, seqs: impl Iterator<Item = u64>) {
+    seqs.for_each(|seq| out.extend_from_slice(&seq.to_le_bytes()));
+}
+
+/// The tasks of permissions that were not used.
+pub(crate) fn permitted(bytes: &[u8]) -> Vec<u64> {
+    let (whole, _) = bytes.as_chunks::<PERMISSION_BYTES>();
+    whole.iter().map(|seq| u64::from_le_bytes(*seq)).collect()
 }
 
 /// Takes the frames that are whole out of `buffer`.
@@ -215,7 +220,7 @@ mod tests {
             JobDef { job: pf_protocol::JobId(1), key: JobKey::default(), owner: OwnerId(1), spec, function };
         let mut out = Vec::new();
         job(&mut out, 2, &def, b"p-");
-        assert_eq!(out, b"\x14\0\0\0\x02\x01\x02\0\0\0\x01\x01\x03\x0b\x01\0\x02\0fp-m:f");
+        assert_eq!(out, b"\x14\0\0\0\x03\x01\x02\0\0\0\x01\x01\x03\x0b\x01\0\x02\0fp-m:f");
         out.clear();
         let task = |seq, item: &'static [u8], is_large| WorkerTask {
             seq,
@@ -227,14 +232,17 @@ mod tests {
         };
         tasks(&mut out, &[task(1, b"ab", false), task(2, b"n", true)]);
         let expected = [
-            &b"\x29\0\0\0\x02\x02\x02\0\0\0"[..],
+            &b"\x29\0\0\0\x03\x02\x02\0\0\0"[..],
             b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\x02\0\0\0\x02\0\0\0\x01\0\0\x80abn",
         ];
         assert_eq!(out, expected.concat());
         out.clear();
-        skip(&mut out, &[3]);
         end(&mut out);
-        assert_eq!(out, b"\x0e\0\0\0\x02\x14\x01\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\x02\x03");
+        assert_eq!(out, b"\x02\0\0\0\x03\x03");
+        out.clear();
+        permit(&mut out, [3, 258].into_iter());
+        assert_eq!(out, b"\x03\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0");
+        assert_eq!(permitted(&out), [3, 258]);
     }
 
     fn answers_frame() -> Vec<u8> {

@@ -1,17 +1,19 @@
 //! One Python worker process as the manager's shell sees it: its sockets, its output, the tasks that were sent to it.
 
 use crate::capture::{Drained, Kept, Splitter, drain};
+use crate::lanes::WorkerEnds;
 use crate::limits::READ_BYTES;
-use crate::spawn::Process;
-use crate::wire::{self, Said, WireError};
+use crate::wire::{self, PERMISSION_BYTES, Said, WireError};
 use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use pf_manager_core::WorkerTask;
 use pf_protocol::job::JobDef;
 use pf_protocol::outlog::{self, Stream};
 use pf_protocol::{AttemptId, JobId, TaskId, payload};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -36,12 +38,11 @@ struct Output {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct WorkerProcess {
-    /// Set once it is spawned.
-    pub pid: Option<i32>,
     /// Whether it is waited for that its sockets take more.
     pub write_watched: bool,
     data: Option<UnixStream>,
-    control: Option<UnixStream>,
+    /// Sends permissions to start tasks; and the other end, which takes back those that the worker has not taken.
+    control: Option<(UnixStream, UnixStream)>,
     to_data: Vec<u8>,
     to_control: Vec<u8>,
     from_data: Vec<u8>,
@@ -58,7 +59,6 @@ impl WorkerProcess {
     pub fn new() -> Self {
         let output = || Output { pipe: None, splitter: Splitter::default() };
         WorkerProcess {
-            pid: None,
             write_watched: false,
             data: None,
             control: None,
@@ -74,13 +74,11 @@ impl WorkerProcess {
     }
 
     /// It is spawned: what was said to it so far goes out.
-    pub fn begin(&mut self, process: Process) {
-        self.pid = Some(process.pid);
-        self.outputs[0].pipe = process.stdout;
-        self.outputs[1].pipe = process.stderr;
-        if let Some((data, control)) = process.sockets {
-            (self.data, self.control) = (Some(data), Some(control));
+    pub fn begin(&mut self, ends: WorkerEnds) {
+        for (output, pipe) in self.outputs.iter_mut().zip(ends.pipes) {
+            output.pipe = pipe;
         }
+        (self.data, self.control) = (Some(ends.data), Some(ends.control));
         self.write_watched = self.write();
     }
 
@@ -110,20 +108,42 @@ impl WorkerProcess {
             });
         }
         wire::tasks(&mut self.to_data, tasks);
+        wire::permit(&mut self.to_control, tasks.iter().map(|task| task.seq));
     }
 
-    pub fn tell_skip(&mut self, seqs: &[u64]) {
-        wire::skip(&mut self.to_control, seqs);
+    /// Takes back the permissions that it has not taken: these tasks have not started, and will not.
+    pub fn take_back(&mut self) -> Vec<AttemptId> {
+        // One that is half sent is on its way.
+        let half = self.to_control.len() % PERMISSION_BYTES;
+        let mut back = self.to_control.split_off(half);
+        let mut buffer = [0; 64 * PERMISSION_BYTES];
+        while let Some((_, theirs)) = self.control.as_ref().filter(|_| half == 0) {
+            match recv(theirs.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => break,
+                Ok(n) => back.extend_from_slice(&buffer[..n]),
+                Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+        let seqs: BTreeSet<u64> = wire::permitted(&back).into_iter().collect();
+        let (taken, left): (VecDeque<Sent>, _) = self.sent.drain(..).partition(|s| seqs.contains(&s.seq));
+        self.sent = left;
+        taken.into_iter().map(|sent| sent.attempt).collect()
     }
 
     pub fn tell_end(&mut self) {
         wire::end(&mut self.to_data);
+        if let Some((control, _)) = &self.control {
+            // It may wait for a permission that was taken back. If it is gone there is nobody to tell.
+            let _ = control.shutdown(Shutdown::Write);
+        }
     }
 
     /// Writes what the sockets take; answers whether something is left. A worker that is gone is noticed by its end.
     pub fn write(&mut self) -> bool {
+        // The permissions first: a worker that has a task looks for it.
+        write_some(self.control.as_mut().map(|(ours, _)| ours), &mut self.to_control);
         write_some(self.data.as_mut(), &mut self.to_data);
-        write_some(self.control.as_mut(), &mut self.to_control);
         self.data.is_some() && (!self.to_data.is_empty() || !self.to_control.is_empty())
     }
 
@@ -173,10 +193,10 @@ impl WorkerProcess {
                     bytes,
                 ),
                 Some(marker) => splitter.take(marker, bytes, |seq, text| {
-                    let first = sent.front().map_or(0, |s| s.seq);
-                    let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                    // Those in between were taken back.
+                    let at = sent.partition_point(|s| s.seq < seq);
                     // Text that is no task's: a thread that a task left behind.
-                    let Some(sent) = at.and_then(|at| sent.get_mut(at)) else { return };
+                    let Some(sent) = sent.get_mut(at) else { return };
                     let kept = if stream == Stream::Stdout { &mut sent.stdout } else { &mut sent.stderr };
                     kept.take(log, sent.task, sent.attempt, stream, text);
                 }),

@@ -219,6 +219,34 @@ fn a_python_function_that_kills_its_worker_loses_only_itself() {
     }
 }
 
+/// Short tasks are put in a row; one of them that turns out long keeps none of the others.
+fn a_long_task_keeps_no_others(spec: JobSpec, function: Option<Function>) {
+    let mut rig = start(2);
+    rig.define(1, spec, function);
+    let mut items = [&b"short"[..]; 200];
+    items[100] = b"long";
+    let mut attempts = rig.dispatch(1, &items);
+    let long = attempts.remove(100);
+    for attempt in attempts {
+        assert_eq!(rig.outcome(attempt).0.kind, OutcomeKind::Value);
+    }
+    rig.say(CancelAttempts { epoch: Epoch(1), attempts: vec![long], kill: true });
+    assert_eq!(rig.outcome(long).0.kind, OutcomeKind::Cancelled);
+}
+
+#[test]
+fn a_long_command_keeps_no_short_ones() {
+    let body = Body::Command(sh("[ {item} = short ] || sleep 1000"));
+    a_long_task_keeps_no_others(JobSpec { body, ..JobSpec::default() }, None);
+}
+
+#[test]
+fn a_long_python_task_keeps_no_short_ones() {
+    let (spec, function) =
+        python_job("import time\ndef f(what):\n    time.sleep(0 if what == 'short' else 1000)\n");
+    a_long_task_keeps_no_others(spec, function);
+}
+
 #[test]
 fn a_python_that_is_missing_is_said() {
     let mut rig = Rig::start(1, "python9.9", &["--exact", "the_manager_process", "--nocapture"]);

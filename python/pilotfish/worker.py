@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Deque, Dict, NoReturn, Optional, Set, Tuple
     Failure = Tuple[int, bytes, bytes]  # status, pickled exception or nothing, error JSON
 
-VERSION = 2
-JOB, TASKS, END, HELLO, ANSWERS, SKIP = 1, 2, 3, 10, 11, 20
-VALUE, EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE, OTHER = 0, 1, 2, 9, 10, 11, 12  # numbers of OutcomeKind
+VERSION = 3
+JOB, TASKS, END, HELLO, ANSWERS = 1, 2, 3, 10, 11
+VALUE, EXCEPTION, EXIT, REFUSED, TOO_LARGE, OTHER = 0, 1, 2, 10, 11, 12  # numbers of OutcomeKind
 REFERENCE, CLOUDPICKLE, SOURCE = 1, 2, 3
 
 # Limits, each with its reason.
@@ -42,6 +42,7 @@ READ_BYTES = 1 << 18  # one read of the data pipe: more than a Unix socket holds
 OUTPUTS_EVERY_NS = 100_000_000  # looking whether 1 and 2 are still ours costs two calls
 REFUSED_FOR_NS = 10_000_000_000  # a function that could not be loaded is not tried again for so long
 U32_MAX = (1 << 32) - 1
+NEVER = 1 << 64  # no task has this number
 LARGE = 1 << 31  # in a length: what stands there names a payload, by hash and length
 
 clock_ns = time.perf_counter_ns
@@ -343,7 +344,7 @@ class Worker:
     def __init__(self, data: int, control: int) -> None:
         self.data, self.control = data, control
         self.jobs: Dict[int, Job] = {}
-        self.skipped: Set[int] = set()
+        self.permitted: Optional[int] = None  # the task that may start next, once it is known
         self.answers: Deque[Tuple[int, int, int, bytes, bytes]] = deque()
         self.answers_bytes = 0
         self.named = False  # whether any answer ever named its value
@@ -534,19 +535,13 @@ class Worker:
         lens = struct.unpack_from("<%dI" % count, body, 4 + 12 * count)
         at = 4 + 16 * count
         answers = self.answers
-        checked_ns = clock_ns()
         for seq, slot, length in zip(seqs, slots, lens):
             large = length & LARGE
             item = body[at:at + (length ^ large)]
             at += length ^ large
-            start = clock_ns()
-            if start - checked_ns > FLUSH_AFTER_NS:
-                checked_ns = start
-                self.read_skips()
-            if self.skipped and seq in self.skipped:
-                self.skipped.discard(seq)
-                answers.append((seq, CANCELLED, 0, b"", encode_error("cancelled before it started")))
+            if not self.may_start(seq):
                 continue
+            start = clock_ns()
             if answers:
                 if slot in self.long_jobs:
                     self.flush()
@@ -617,21 +612,21 @@ class Worker:
         finally:
             os._exit(0)
 
-    def read_skips(self) -> None:
-        """Take in what the control pipe holds. Never waits."""
-        while True:
+    def may_start(self, seq: int) -> bool:
+        """Wait for the permission of this task, or of a later one: then this one was taken back, and is nobody's here."""
+        while self.permitted is None:
             try:
-                head = os.read(self.control, 4)
+                permission = os.read(self.control, 8)
             except BlockingIOError:
-                return
-            if not head:
-                os._exit(1)
-            body = read_rest(self.control, int.from_bytes(head + read_rest(self.control, 4 - len(head)), "little"))
-            if body[:2] == bytes((VERSION, SKIP)):
-                count, = struct.unpack_from("<I", body, 2)
-                self.skipped.update(struct.unpack_from("<%dQ" % count, body, 6))
-            else:
-                self.note("control frame of version %d, kind %d is not understood" % tuple(body[:2]))
+                self.rest()
+                wait_for(self.control, select.POLLIN)
+                continue
+            # nothing: the manager gives no more, and END comes next, or the manager's own end
+            self.permitted = int.from_bytes(permission, "little") if permission else NEVER
+        if seq != self.permitted:
+            return False
+        self.permitted = None
+        return True
 
     def handle(self, frame: memoryview) -> bool:
         """One frame of the data pipe (without its length). Returns False at the end."""
@@ -655,7 +650,6 @@ class Worker:
         """No task waits: send what is ready and put things in order."""
         while self.answers:
             self.flush()
-        self.skipped.clear()  # they name tasks sent before them, and those have all been seen
         now = clock_ns()
         if now - self.outputs_seen_ns > OUTPUTS_EVERY_NS:
             self.outputs_seen_ns = now
@@ -665,7 +659,6 @@ class Worker:
         """Until END or the manager's end."""
         poll = select.poll()
         poll.register(self.data, select.POLLIN)
-        poll.register(self.control, select.POLLIN)
         buffer = bytearray()
         need = 4
         while True:
@@ -673,8 +666,7 @@ class Worker:
                 piece = os.read(self.data, max(READ_BYTES, need - len(buffer)))
             except BlockingIOError:
                 self.rest()
-                if any(fd == self.control for fd, _event in poll.poll()):
-                    self.read_skips()
+                poll.poll()
                 continue
             if not piece:
                 os._exit(1)
@@ -727,22 +719,6 @@ def wait_for(fd: int, event: int) -> None:
     poll = select.poll()
     poll.register(fd, event)
     poll.poll()
-
-
-def read_rest(fd: int, size: int) -> bytes:
-    """Exactly ``size`` bytes of a frame that has begun."""
-    parts = []
-    while size:
-        try:
-            piece = os.read(fd, size)
-        except BlockingIOError:
-            wait_for(fd, select.POLLIN)
-            continue
-        if not piece:
-            os._exit(1)
-        parts.append(piece)
-        size -= len(piece)
-    return b"".join(parts)
 
 
 def clean_main_module() -> None:

@@ -49,7 +49,7 @@ class ManagerEnd:
             [python, WORKER], pass_fds=(data.fileno(), control.fileno()), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, cwd=cwd)
         data.close()
-        control.close()
+        self.untaken = control  # where permissions lie that the worker has not taken
         self.buffer = b""
         self.seq = 0
         self.output: Tuple[List[bytes], List[bytes]] = ([], [])
@@ -70,7 +70,7 @@ class ManagerEnd:
                 return
             into.append(piece)
 
-    def send(self, kind: int, body: bytes, version: int = 2) -> None:
+    def send(self, kind: int, body: bytes, version: int = 3) -> None:
         """One frame on the data pipe."""
         self.data.sendall(struct.pack("<IBB", len(body) + 2, version, kind) + body)
 
@@ -89,14 +89,18 @@ class ManagerEnd:
         count = len(items)
         seqs = list(range(self.seq, self.seq + count))
         self.seq += count
+        self.control.sendall(struct.pack("<%dQ" % count, *seqs))
         self.send(2, struct.pack("<I%dQ" % count, count, *seqs) + struct.pack("<%dI" % count, *[slot] * count)
                   + struct.pack("<%dI" % count, *[len(item) | LARGE * isinstance(item, Named) for item in items]) + b"".join(items))
         return seqs
 
-    def skip(self, seqs: List[int]) -> None:
-        """A SKIP frame on the control pipe."""
-        body = struct.pack("<I%dQ" % len(seqs), len(seqs), *seqs)
-        self.control.sendall(struct.pack("<IBB", len(body) + 2, 2, 20) + body)
+    def take_back(self) -> List[int]:
+        """Tasks that have not started, and now will not."""
+        try:
+            untaken = self.untaken.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        return list(struct.unpack("<%dQ" % (len(untaken) // 8), untaken))
 
     def frame(self) -> Tuple[int, bytes]:
         """The next frame of the worker; EOFError when it has ended."""
@@ -105,7 +109,7 @@ class ManagerEnd:
                 length = int.from_bytes(self.buffer[:4], "little")
                 if len(self.buffer) >= 4 + length:
                     frame, self.buffer = self.buffer[4:4 + length], self.buffer[4 + length:]
-                    assert frame[0] == 2
+                    assert frame[0] == 3
                     return frame[1], frame[2:]
             piece = self.data.recv(1 << 20)
             if not piece:
@@ -130,6 +134,7 @@ class ManagerEnd:
     def end(self) -> int:
         """END; returns the exit code, with all output read."""
         self.send(3, b"")
+        self.control.shutdown(socket.SHUT_WR)
         return self.wait()
 
     def wait(self) -> int:
@@ -142,7 +147,7 @@ class ManagerEnd:
 
     def close(self) -> None:
         """Drop everything; a worker that still runs sees the end of its pipes."""
-        for end in (self.data, self.control):
+        for end in (self.data, self.control, self.untaken):
             end.close()
         self.process.wait(timeout=30)
         for pipe in (self.process.stdout, self.process.stderr):

@@ -11,7 +11,7 @@ import unittest
 
 from .harness import ManagerEnd, Named, call
 
-EXCEPTION, EXIT, CANCELLED, REFUSED, TOO_LARGE, OTHER = 1, 2, 9, 10, 11, 12
+EXCEPTION, EXIT, REFUSED, TOO_LARGE, OTHER = 1, 2, 10, 11, 12
 
 
 class WorkerTest(unittest.TestCase):
@@ -209,16 +209,32 @@ class WorkerTest(unittest.TestCase):
         self.one("import threading, time\ndef f():\n threading.Thread(target=time.sleep, args=(600,)).start()")
         self.assertEqual(self.m.end(), 0)
 
-    def test_skip(self) -> None:
+    def test_tasks_are_taken_back(self) -> None:
         self.m.source(0, "import time\ndef f(path):\n import os\n while path and not os.path.exists(path): time.sleep(.002)")
         with tempfile.TemporaryDirectory() as folder:
-            gate = os.path.join(folder, "gate")
-            seqs = self.m.tasks([call(gate), call(None), call(None)])
-            self.m.skip(seqs[1:2])
+            gate, began = os.path.join(folder, "gate"), os.path.join(folder, "began")
+            self.m.source(1, "def f(path): open(path, 'w').close()")
+            first, second = self.m.tasks([call(began)], slot=1), self.m.tasks([call(gate), call(None), call(None)])
+            while not os.path.exists(began):
+                time.sleep(.002)
+            self.assertEqual([r.seq for r in self.m.answers(1)], first)
+            back = self.m.take_back()
+            self.assertEqual(back[-2:], second[1:])  # the first of them may just have begun, or not
+            later = self.m.tasks([call(None)])
             with open(gate, "w"):
                 pass
-            self.assertEqual([r.status for r in self.m.answers(3)], [0, CANCELLED, 0])
+            told = [seq for seq in second + later if seq not in back]
+            self.assertEqual([(r.seq, r.status) for r in self.m.answers(len(told))], [(seq, 0) for seq in told])
         self.still_works()
+
+    def test_a_worker_that_waits_for_what_was_taken_back_ends(self) -> None:
+        self.m.source(0, "import os, signal\ndef f(): os.kill(os.getpid(), signal.SIGSTOP)")
+        seqs = self.m.tasks([call(), call(), call()])
+        os.waitpid(self.m.process.pid, os.WUNTRACED)
+        self.assertEqual(self.m.take_back(), seqs[1:])
+        self.m.process.send_signal(signal.SIGCONT)
+        self.assertEqual([r.seq for r in self.m.answers(1)], seqs[:1])
+        self.assertEqual(self.m.end(), 0)
 
     def test_an_answer_does_not_wait_for_a_long_task_behind_it(self) -> None:
         self.m.source(0, "import time\ndef f(path):\n import os\n while path and not os.path.exists(path): time.sleep(.002)")

@@ -42,7 +42,7 @@ pub enum Input {
         /// How long, microseconds.
         gap_us: u64,
     },
-    /// The process of a command runs.
+    /// The process of a command runs. In its lane, those before it have ended.
     CommandStarted {
         /// Which.
         attempt: AttemptId,
@@ -79,6 +79,13 @@ pub enum Input {
         worker: u32,
         /// How.
         end: WorkerEnd,
+    },
+    /// Answer to [`Effect::TakeBack`], before anything else of this worker.
+    TakenBack {
+        /// Which.
+        worker: u32,
+        /// They have not started, and will not.
+        attempts: Vec<AttemptId>,
     },
     /// Answer to [`Effect::Spool`].
     Spooled {
@@ -118,7 +125,8 @@ pub enum Effect {
         /// When; None: not at all.
         at: Option<Micros>,
     },
-    /// Start a command; answer with [`Input::CommandStarted`] and later [`Input::CommandEnded`], or with [`Input::CommandNotStarted`].
+    /// Start a command, behind those of the same lane that have not ended; answer with [`Input::CommandStarted`] and later [`Input::CommandEnded`],
+    /// or with [`Input::CommandNotStarted`].
     StartCommand(Box<StartCommand>),
     /// Send a signal to the process group of a running command.
     SignalCommand {
@@ -147,12 +155,10 @@ pub enum Effect {
         /// The tasks, run in this order.
         tasks: Vec<WorkerTask>,
     },
-    /// Answer these as cancelled if they have not started.
-    WorkerSkip {
+    /// Take from a worker, or from a lane of commands, what has not started; answer with [`Input::TakenBack`].
+    TakeBack {
         /// Which.
         worker: u32,
-        /// Sequence numbers.
-        seqs: Vec<u64>,
     },
     /// Send a signal to the process group of a worker.
     SignalWorker {
@@ -185,6 +191,8 @@ pub enum Effect {
 pub struct StartCommand {
     /// The attempt.
     pub attempt: AttemptId,
+    /// Where it runs: commands of one lane are bound to the same hardware, and run one after another. A number of its own among those of workers.
+    pub lane: u32,
     /// The job.
     pub job: Arc<JobDef>,
     /// Position in the job.
@@ -276,6 +284,8 @@ pub enum OutOfMemory {
 pub struct ProcessEnd {
     /// How.
     pub status: ProcessStatus,
+    /// How long it ran, microseconds.
+    pub ran_us: Micros,
     /// What it used.
     pub usage: Usage,
     /// Whether it was killed for want of memory, and how.

@@ -23,12 +23,11 @@ pub const KILL_GRACE_US: Micros = 5 * SECOND;
 /// The warn signal comes this long before the time limit, as the job's documentation promises.
 pub const WARN_BEFORE_US: Micros = 10 * SECOND;
 
-/// A task in a worker's pipe that was to be skipped and is at its head gets this long to be answered before it is killed: the skip
-/// may still be on its way.
-pub const SKIP_GRACE_US: Micros = SECOND / 10;
-
 /// Estimated work that may wait in front of one worker: covers the way to the manager and back, and is nothing to a person.
 pub const PIPE_US_MAX: Micros = 5_000;
+
+/// A task that runs for longer than this keeps none waiting behind it: they were put there since those before it were short.
+pub const PIPE_HEAD_US_MAX: Micros = 2 * PIPE_US_MAX;
 
 /// Tasks that may wait in front of one worker: bounds what a dead worker gives back.
 pub const PIPE_TASKS_MAX: usize = 256;

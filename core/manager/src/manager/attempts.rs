@@ -1,6 +1,5 @@
 //! The attempts at this manager, each in exactly one state, and the queue of those that have not started.
 
-use crate::slots::Claim;
 use bytes::Bytes;
 use pf_protocol::job::JobDef;
 use pf_protocol::resources::Resources;
@@ -36,27 +35,31 @@ pub(crate) struct Class {
 pub(crate) enum State {
     /// In its class's queue.
     Held,
-    /// The shell starts its process.
-    Starting { claim: Claim },
-    /// Its process runs.
-    Running { claim: Claim, since: Micros },
-    /// In a worker's pipe, behind others or while the worker starts. Counts as not started.
-    Piped { worker: u32, seq: u64 },
-    /// First in the pipe of a worker that is up.
-    Head { worker: u32, seq: u64, since: Micros },
+    /// In a worker's pipe, behind others, or while its process starts. Counts as not started.
+    Piped { worker: u32 },
+    /// First in the pipe of a Python worker that is up, or a command whose process runs.
+    Running { worker: u32, since: Micros },
 }
 
 impl State {
     /// Since when it runs; None if it does not, as far as is known.
     pub fn running_since(&self) -> Option<Micros> {
         match self {
-            State::Running { since, .. } | State::Head { since, .. } => Some(*since),
-            _ => None,
+            State::Running { since, .. } => Some(*since),
+            State::Held | State::Piped { .. } => None,
+        }
+    }
+
+    /// In whose pipe it is.
+    pub fn worker(&self) -> Option<u32> {
+        match self {
+            State::Piped { worker } | State::Running { worker, .. } => Some(*worker),
+            State::Held => None,
         }
     }
 
     pub fn has_not_started(&self) -> bool {
-        matches!(self, State::Held | State::Piped { .. })
+        self.running_since().is_none()
     }
 }
 
@@ -65,6 +68,8 @@ impl State {
 pub(crate) enum Ending {
     TimeLimit,
     Cancelled,
+    /// Cancelled if it has not started.
+    Unwanted,
     /// The relay does not want to know.
     Dropped,
     /// The block or the manager ends: the attempt is lost through no fault of its own.
@@ -76,9 +81,15 @@ pub(crate) enum Ending {
 pub(crate) enum Step {
     Warn,
     Limit,
-    /// A skip was asked for, and the attempt seems to run all the same.
-    Skip,
     Kill,
+}
+
+impl Job {
+    /// One of its tasks has taken this long.
+    pub fn learn(&mut self, took_us: Micros) {
+        let took_us = took_us.max(1);
+        self.estimate_us = if self.estimate_us == 0 { took_us } else { (3 * self.estimate_us + took_us) / 4 };
+    }
 }
 
 #[derive(Debug)]

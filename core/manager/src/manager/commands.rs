@@ -8,47 +8,59 @@ use pf_protocol::{AttemptId, Micros};
 
 impl ManagerCore {
     pub(super) fn on_command_started(&mut self, now: Micros, id: AttemptId, out: &mut Vec<Effect>) {
+        self.begin(now, id, out);
+    }
+
+    /// An attempt in a pipe runs from now on, as far as can be known.
+    pub(super) fn begin(&mut self, now: Micros, id: AttemptId, out: &mut Vec<Effect>) {
         let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
-        match std::mem::replace(&mut attempt.state, State::Held) {
-            State::Starting { claim } => attempt.state = State::Running { claim, since: now },
-            // Told twice, or of another life: nothing changes.
-            other => {
-                attempt.state = other;
-                return;
-            }
-        }
-        self.young.push_back((now, id));
+        // Told twice, or of another life: nothing changes.
+        let State::Piped { worker } = attempt.state else { return };
+        attempt.state = State::Running { worker, since: now };
+        self.begun.push_back((now, id));
         match attempt.ending.take() {
+            None | Some(Ending::Unwanted) => self.watch_limit(now, id),
             // It was to end before it had begun.
             Some(ending) => self.terminate(now, id, ending, out),
-            None => self.watch_limit(now, id),
         }
     }
 
     pub(super) fn on_command_not_started(&mut self, now: Micros, id: AttemptId, error: ErrorDetail) {
-        let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
-        if let State::Starting { claim } = &attempt.state {
-            let claim = claim.clone();
-            self.free(&claim);
+        let Some(attempt) = self.attempts.all.get(&id) else { return };
+        if let State::Piped { worker } = attempt.state {
+            self.leave_lane(worker, id);
             self.end_not_started(now, id, OutcomeKind::Refused, error);
         }
     }
 
     pub(super) fn on_command_ended(&mut self, now: Micros, id: AttemptId, end: ProcessEnd) {
-        let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
-        let State::Running { claim, since } = &attempt.state else { return };
-        let (claim, since) = (claim.clone(), *since);
-        let told = attempt.ending.clone();
-        let ending = self.ending_of(told.as_ref(), &end);
-        self.free(&claim);
+        let Some(attempt) = self.attempts.all.get(&id) else { return };
+        let State::Running { worker, .. } = attempt.state else { return };
+        let ending = self.ending_of(attempt.ending.as_ref(), &end);
+        if let Some(job) = self.attempts.jobs.get_mut(&attempt.job) {
+            job.learn(end.ran_us);
+        }
+        self.leave_lane(worker, id);
         let limit_ms = self.time_limit_ms(id);
         let (kind, error) = judge(&end, ending.as_ref(), limit_ms);
         let outcome = AttemptEnd {
             error: error.map(|e| Box::new(with_tail(e, &end))),
             usage: Some(end.usage),
-            ..AttemptEnd::new(kind, since, now.saturating_sub(since))
+            ..AttemptEnd::new(kind, now.saturating_sub(end.ran_us), end.ran_us)
         };
         self.end_attempt(id, outcome, b"");
+    }
+
+    /// A command is over; so is its lane, if no other waits in it.
+    pub(super) fn leave_lane(&mut self, lane: u32, id: AttemptId) {
+        let Some(worker) = self.workers.all.get_mut(&lane) else { return };
+        worker.remove(id);
+        self.dirty = true;
+        if worker.pipe.is_empty()
+            && let Some(lane) = self.workers.remove(lane)
+        {
+            self.free(&lane.seat);
+        }
     }
 
     pub(super) fn time_limit_ms(&self, id: AttemptId) -> Option<u64> {
@@ -71,7 +83,7 @@ pub(super) fn judge(
         }
         // It ended well before the order to end reached it.
         (_, ProcessStatus::Exit(0)) => (OutcomeKind::Value, String::new()),
-        (Some(Ending::Cancelled | Ending::Dropped), _) => {
+        (Some(Ending::Cancelled | Ending::Unwanted | Ending::Dropped), _) => {
             (OutcomeKind::Cancelled, "cancelled while it ran, and killed".into())
         }
         // `Lost`, not `NodeLost`: the manager itself tells it, so the task is no suspect.

@@ -4,7 +4,9 @@ use super::ManagerCore;
 use super::attempts::{Ending, State, Step};
 use super::workers::Phase;
 use crate::Effect;
-use crate::limits::{ABANDONED_AFTER_US, CONFIRM_WAIT_US, KILL_GRACE_US, SPOOL_AFTER_US, WARN_BEFORE_US};
+use crate::limits::{
+    ABANDONED_AFTER_US, CONFIRM_WAIT_US, KILL_GRACE_US, PIPE_HEAD_US_MAX, SPOOL_AFTER_US, WARN_BEFORE_US,
+};
 use pf_protocol::message::Recalled;
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::{AttemptId, Micros};
@@ -34,6 +36,7 @@ impl ManagerCore {
     /// Everything whose time has come.
     pub(super) fn on_time(&mut self, now: Micros, out: &mut Vec<Effect>) {
         self.on_attempts_due(now, out);
+        self.unpipe(now, out);
         self.report_started(now);
         self.report_load(now);
         self.on_lease(now, out);
@@ -103,7 +106,6 @@ impl ManagerCore {
                     self.attempts.set_due(id, Some((at + WARN_BEFORE_US, Step::Limit)));
                 }
                 Some(Step::Limit) => self.terminate(now, id, Ending::TimeLimit, out),
-                Some(Step::Skip) => self.terminate(now, id, Ending::Cancelled, out),
                 Some(Step::Kill) => self.signal(id, SIGKILL, out),
                 // A deadline of an attempt that is gone: not to be looked at again.
                 None => {
@@ -135,10 +137,37 @@ impl ManagerCore {
     }
 
     fn signal(&self, id: AttemptId, signal: i32, out: &mut Vec<Effect>) {
-        match self.attempts.all.get(&id).map(|a| &a.state) {
-            Some(State::Running { .. }) => out.push(Effect::SignalCommand { attempt: id, signal }),
-            Some(&State::Head { worker, .. }) => out.push(Effect::SignalWorker { worker, signal }),
-            _ => {}
+        let Some(&State::Running { worker, .. }) = self.attempts.all.get(&id).map(|a| &a.state) else {
+            return;
+        };
+        let is_lane = self.workers.all.get(&worker).is_some_and(|w| w.kind.is_none());
+        out.push(if is_lane {
+            Effect::SignalCommand { attempt: id, signal }
+        } else {
+            Effect::SignalWorker { worker, signal }
+        });
+    }
+
+    /// Takes back whatever has not started.
+    fn take_all_back(&self, out: &mut Vec<Effect>) {
+        out.extend(self.workers.all.keys().map(|&worker| Effect::TakeBack { worker }));
+    }
+
+    /// A task that runs for long is no company for short ones: what waits behind it is taken back, for others to run.
+    fn unpipe(&mut self, now: Micros, out: &mut Vec<Effect>) {
+        while let Some(&(since, id)) = self.begun.front() {
+            if since + PIPE_HEAD_US_MAX > now {
+                return;
+            }
+            self.begun.pop_front();
+            let Some(attempt) = self.attempts.all.get(&id) else { continue };
+            let State::Running { worker, since: at } = attempt.state else { continue };
+            if at == since {
+                self.young.push_back((since, id));
+                if self.workers.all.get(&worker).is_some_and(|w| w.pipe.len() > 1) {
+                    out.push(Effect::TakeBack { worker });
+                }
+            }
         }
     }
 
@@ -159,12 +188,11 @@ impl ManagerCore {
     }
 
     fn kill_all(&mut self, why: &str, out: &mut Vec<Effect>) {
-        for id in self.running() {
-            if let Some(attempt) = self.attempts.all.get_mut(&id) {
-                attempt.ending.get_or_insert_with(|| Ending::GivenUp(why.into()));
-            }
-            self.signal(id, SIGKILL, out);
+        self.take_all_back(out);
+        for attempt in self.attempts.all.values_mut().filter(|a| a.state.worker().is_some()) {
+            attempt.ending.get_or_insert_with(|| Ending::GivenUp(why.into()));
         }
+        self.running().into_iter().for_each(|id| self.signal(id, SIGKILL, out));
         let starting = self.workers.all.iter().filter(|(_, w)| matches!(w.phase, Phase::Starting { .. }));
         out.extend(starting.map(|(id, _)| Effect::SignalWorker { worker: *id, signal: SIGKILL }));
     }
@@ -219,6 +247,7 @@ impl ManagerCore {
                 confirm_until: None,
                 last_spool: false,
             });
+            self.take_all_back(out);
         }
         self.on_drain_time(now, out);
     }

@@ -17,11 +17,11 @@ mod workers;
 mod tests;
 
 use crate::dial::{Dial, DialEffect};
-use crate::limits::{GATHER_US, WALLTIME_RESERVE_US};
+use crate::limits::{GATHER_US, PIPE_HEAD_US_MAX, WALLTIME_RESERVE_US};
 use crate::shape::NodeShape;
 use crate::slots::{Claim, Slots};
 use crate::{Effect, Input};
-use attempts::{Attempts, State};
+use attempts::{Attempt, Attempts};
 use ending::Drain;
 use outgoing::Outgoing;
 use pf_link::Timing;
@@ -31,7 +31,7 @@ use pf_protocol::outcome::{ErrorDetail, Outcome, OutcomeKind, Ran};
 use pf_protocol::report::ManagerReport;
 use pf_protocol::{AttemptId, Epoch, ManagerId, Micros};
 use std::collections::VecDeque;
-use workers::Workers;
+use workers::{Worker, Workers};
 
 /// What a manager is born with.
 #[derive(Debug, Clone)]
@@ -76,7 +76,9 @@ pub struct ManagerCore {
     outgoing: Outgoing,
     /// Until when outcomes may gather; None: none do.
     gathers_until: Option<Micros>,
-    /// Attempts that started lately, oldest first, with their start: to be reported once they have run for a while.
+    /// Attempts that started just now, oldest first, with their start: once they have run for a while nothing is to wait behind them.
+    begun: VecDeque<(Micros, AttemptId)>,
+    /// Those that have, to be reported once they have run for longer.
     young: VecDeque<(Micros, AttemptId)>,
     /// When a block this long should begin to end, before its walltime is over.
     reserve_us: Micros,
@@ -126,6 +128,7 @@ impl ManagerCore {
             workers: Workers::default(),
             outgoing: Outgoing::new(config.manager, config.node.clone()),
             gathers_until: None,
+            begun: VecDeque::new(),
             young: VecDeque::new(),
             reserve_us: (config.walltime_end.saturating_sub(now) / 10).clamp(least, most),
             drain: None,
@@ -200,9 +203,10 @@ impl ManagerCore {
             Input::CommandStarted { attempt } => self.on_command_started(now, attempt, out),
             Input::CommandNotStarted { attempt, error } => self.on_command_not_started(now, attempt, error),
             Input::CommandEnded { attempt, end } => self.on_command_ended(now, attempt, end),
-            Input::WorkerUp { worker } => self.on_worker_up(now, worker),
+            Input::WorkerUp { worker } => self.on_worker_up(now, worker, out),
             Input::WorkerAnswers { worker, answers } => self.on_worker_answers(now, worker, answers, out),
             Input::WorkerGone { worker, end } => self.on_worker_gone(now, worker, end),
+            Input::TakenBack { worker, attempts } => self.on_taken_back(now, worker, attempts),
             Input::Spooled { upto, ok } => self.on_spooled(now, upto, ok, out),
             Input::Stop { reason, grace_ms } => self.begin_drain(now, reason, grace_ms * 1_000, out),
         }
@@ -216,38 +220,37 @@ impl ManagerCore {
         self.attempts.check();
         self.workers.check();
         self.outgoing.check();
-        let claims = self.attempts.all.values().filter_map(|a| match &a.state {
-            State::Starting { claim } | State::Running { claim, .. } => Some(claim),
-            _ => None,
-        });
-        let seats = self.workers.all.values().filter(|w| w.seated).map(|w| &w.seat);
-        self.slots.check(claims.chain(seats));
+        self.slots.check(self.workers.all.values().filter(|w| w.seated).map(|w| &w.seat));
         for (id, attempt) in &self.attempts.all {
-            if let State::Piped { worker, seq } | State::Head { worker, seq, .. } = attempt.state {
-                let pipe = &self.workers.all[&worker].pipe;
-                let found = pipe.iter().position(|p| p.attempt == *id && p.seq == seq);
-                let at =
-                    found.unwrap_or_else(|| panic!("attempt {id} is not in the pipe of worker {worker}"));
-                assert!(
-                    at == 0 || attempt.state.running_since().is_none(),
-                    "two tasks run in worker {worker}"
-                );
-            }
+            let Some(worker) = attempt.state.worker() else { continue };
+            let Worker { pipe, kind, .. } = &self.workers.all[&worker];
+            let found = pipe.iter().position(|p| p.attempt == *id);
+            let at = found.unwrap_or_else(|| panic!("attempt {id} is not in the pipe of worker {worker}"));
+            // In a lane it may follow one whose end is not believed yet.
+            assert!(
+                at <= self.unsure.len() * usize::from(kind.is_none()) || attempt.state.has_not_started(),
+                "two tasks run in worker {worker}"
+            );
         }
         let piped: usize = self.workers.all.values().map(|w| w.pipe.len()).sum();
-        let in_pipes = |s: &State| matches!(s, State::Piped { .. } | State::Head { .. });
-        assert_eq!(
-            piped,
-            self.attempts.all.values().filter(|a| in_pipes(&a.state)).count(),
-            "pipes and attempts agree"
-        );
+        let in_pipes = self.attempts.all.values().filter(|a| a.state.worker().is_some()).count();
+        assert_eq!(piped, in_pipes, "pipes and attempts agree");
     }
 
     /// Attempts that are here and have no outcome yet: `(not started, running)`. For tests and the simulation.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        let held = self.attempts.all.values().filter(|a| a.state.has_not_started()).count();
+        let held = self.attempts.all.iter().filter(|(id, a)| !self.may_run(**id, a)).count();
         (held, self.attempts.all.len() - held)
+    }
+
+    /// Whether an attempt runs, or may have begun to: the first in a lane is being started.
+    fn may_run(&self, id: AttemptId, attempt: &Attempt) -> bool {
+        let first_in_lane = |worker: &Worker| {
+            worker.kind.is_none() && worker.pipe.front().is_some_and(|first| first.attempt == id)
+        };
+        !attempt.state.has_not_started()
+            || attempt.state.worker().and_then(|id| self.workers.all.get(&id)).is_some_and(first_in_lane)
     }
 
     /// Whether every outcome was confirmed. For tests and the simulation.
@@ -303,8 +306,9 @@ impl ManagerCore {
 
     /// Whether outcomes may wait for others: see [`GATHER_US`].
     fn may_gather(&mut self, now: Micros) -> bool {
-        if !self.outgoing.has_gathered() || self.attempts.classes_by_age().is_empty() || self.drain.is_some()
-        {
+        let waits = || self.workers.all.values().any(|worker| worker.pipe.len() > 1);
+        let waits = self.outgoing.has_gathered() && (waits() || !self.attempts.classes_by_age().is_empty());
+        if !waits || self.drain.is_some() {
             self.gathers_until = None;
             return false;
         }
@@ -334,16 +338,20 @@ impl ManagerCore {
     }
 
     fn next_deadline(&mut self) -> Option<Micros> {
-        while let Some(&(since, id)) = self.young.front() {
-            if self.attempts.all.get(&id).and_then(|a| a.state.running_since()) == Some(since) {
-                break;
+        for began in [&mut self.begun, &mut self.young] {
+            while let Some(&(since, id)) = began.front() {
+                if self.attempts.all.get(&id).and_then(|a| a.state.running_since()) == Some(since) {
+                    break;
+                }
+                began.pop_front();
             }
-            self.young.pop_front();
         }
         let due = self.attempts.due.first().map(|d| d.0);
+        let begun = self.begun.front().map(|(since, _)| since + PIPE_HEAD_US_MAX);
         let young = self.young.front().map(|(since, _)| since + STARTED_AFTER_MS * 1_000);
         [
             due,
+            begun,
             young,
             self.gathers_until,
             self.dial.next_deadline(),

@@ -1,10 +1,10 @@
 //! What happens to Python workers and the tasks in their pipes.
 
-use super::attempts::{Ending, State, Step};
+use super::attempts::Ending;
 use super::commands::{judge, signal_name, with_tail};
 use super::workers::{Phase, Worker};
 use super::{AttemptEnd, ManagerCore};
-use crate::limits::{SKIP_GRACE_US, WORKER_REQUEUES_MAX, WORKER_REST_US, WORKER_START_FAILURES_MAX};
+use crate::limits::{WORKER_REQUEUES_MAX, WORKER_REST_US, WORKER_START_FAILURES_MAX};
 use crate::{Effect, ProcessEnd, ProcessStatus, WorkerAnswer, WorkerEnd};
 use pf_protocol::job::OnLost;
 use pf_protocol::limits::INLINE_BYTES_MAX;
@@ -16,32 +16,19 @@ use pf_protocol::{AttemptId, Micros};
 const WORKER_OVERHEAD_US: Micros = 10;
 
 impl ManagerCore {
-    pub(super) fn on_worker_up(&mut self, now: Micros, id: u32) {
+    pub(super) fn on_worker_up(&mut self, now: Micros, id: u32, out: &mut Vec<Effect>) {
         let Some(worker) = self.workers.all.get_mut(&id) else { return };
         if !matches!(worker.phase, Phase::Starting { .. }) {
             return;
         }
         worker.phase = Phase::Up;
-        if let Some(kind) = self.workers.kinds.get_mut(&worker.kind) {
+        if let Some(kind) = worker.kind.and_then(|kind| self.workers.kinds.get_mut(&kind)) {
             (kind.failures, kind.rest) = (0, None);
         }
         self.dirty = true;
         match worker.pipe.front().map(|first| first.attempt) {
-            Some(first) => self.begin_head(now, first),
+            Some(first) => self.begin(now, first, out),
             None => self.rest_worker(now, id),
-        }
-    }
-
-    /// The first task of a pipe is running, as far as can be known.
-    pub(super) fn begin_head(&mut self, now: Micros, id: AttemptId) {
-        let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
-        let State::Piped { worker, seq } = attempt.state else { return };
-        attempt.state = State::Head { worker, seq, since: now };
-        self.young.push_back((now, id));
-        if attempt.ending.is_some() {
-            self.attempts.set_due(id, Some((now + SKIP_GRACE_US, Step::Skip)));
-        } else {
-            self.watch_limit(now, id);
         }
     }
 
@@ -65,7 +52,7 @@ impl ManagerCore {
         }
         let Some(worker) = self.workers.all.get(&id) else { return };
         match worker.pipe.front().map(|first| first.attempt) {
-            Some(next) => self.begin_head(now, next),
+            Some(next) => self.begin(now, next, out),
             None => self.rest_worker(now, id),
         }
         self.dirty = true;
@@ -76,11 +63,10 @@ impl ManagerCore {
         let started = now.saturating_sub(ran_us);
         let job = self.attempts.all.get(&id).and_then(|a| self.attempts.jobs.get_mut(&a.job));
         if let Some(job) = job {
-            let took = ran_us + WORKER_OVERHEAD_US;
-            job.estimate_us = if job.estimate_us == 0 { took } else { (3 * job.estimate_us + took) / 4 };
+            job.learn(ran_us + WORKER_OVERHEAD_US);
         }
         let mut end = AttemptEnd { error: answer.error, ..AttemptEnd::new(answer.kind, started, ran_us) };
-        if matches!(answer.kind, OutcomeKind::Refused | OutcomeKind::Cancelled) {
+        if answer.kind == OutcomeKind::Refused {
             end.ran = Ran::No;
         }
         let fits = if answer.is_large {
@@ -112,15 +98,17 @@ impl ManagerCore {
             self.free(&seat);
         }
         let Some(worker) = self.workers.all.get(&id) else { return };
-        if worker.phase == Phase::Up {
-            self.workers.idle.insert((worker.kind, id));
+        if let Some(kind) = worker.kind.filter(|_| worker.phase == Phase::Up) {
+            self.workers.idle.insert((kind, id));
         }
     }
 
     pub(super) fn end_worker(&mut self, id: u32, out: &mut Vec<Effect>) {
         if let Some(worker) = self.workers.all.get_mut(&id) {
             worker.phase = Phase::Ending;
-            self.workers.idle.remove(&(worker.kind, id));
+            if let Some(kind) = worker.kind {
+                self.workers.idle.remove(&(kind, id));
+            }
             out.push(Effect::EndWorker { worker: id });
         }
     }
@@ -167,8 +155,8 @@ impl ManagerCore {
     }
 
     /// Counts failed starts of a kind; at the bound it rests.
-    fn start_failed(&mut self, now: Micros, kind: u32, by: u32, error: &ErrorDetail) -> u32 {
-        let Some(kind) = self.workers.kinds.get_mut(&kind) else { return by };
+    fn start_failed(&mut self, now: Micros, kind: Option<u32>, by: u32, error: &ErrorDetail) -> u32 {
+        let Some(kind) = kind.and_then(|kind| self.workers.kinds.get_mut(&kind)) else { return by };
         kind.failures += by;
         let failures = kind.failures;
         if failures >= WORKER_START_FAILURES_MAX {
@@ -246,6 +234,30 @@ impl ManagerCore {
         }
         let end = AttemptEnd::new(kind, since, now.saturating_sub(since)).failed(with_tail(error, end));
         self.end_attempt(id, end, b"");
+    }
+
+    /// What was in a pipe and has not started.
+    pub(super) fn on_taken_back(&mut self, now: Micros, id: u32, attempts: Vec<AttemptId>) {
+        let Some(worker) = self.workers.all.get_mut(&id) else { return };
+        let taken = attempts.into_iter().filter(|attempt| worker.remove(*attempt).is_some()).collect();
+        for left in &worker.pipe {
+            // It has started: now it is wanted.
+            if let Some(attempt) = self.attempts.all.get_mut(&left.attempt)
+                && attempt.ending == Some(Ending::Unwanted)
+            {
+                attempt.ending = None;
+            }
+        }
+        let (lane, empty) = (worker.kind.is_none(), worker.pipe.is_empty());
+        if empty && lane {
+            if let Some(lane) = self.workers.remove(id) {
+                self.free(&lane.seat);
+            }
+        } else if empty {
+            self.rest_worker(now, id);
+        }
+        self.dirty = true;
+        self.requeue(now, taken);
     }
 
     /// Tasks that did not run to their end go back to the front of the queue, in order; those that were to end, end.

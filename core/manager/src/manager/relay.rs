@@ -15,6 +15,7 @@ use pf_protocol::outcome::{ErrorDetail, OutcomeKind};
 use pf_protocol::payload::{held, is_large, refs};
 use pf_protocol::report::ManagerReport;
 use pf_protocol::{AttemptId, Epoch, JobId, Micros};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl ManagerCore {
@@ -194,6 +195,7 @@ impl ManagerCore {
         if cancel.epoch < self.epoch {
             return;
         }
+        let mut pipes = BTreeSet::new();
         for id in cancel.attempts {
             match self.attempts.all.get_mut(&id).map(|a| &a.state) {
                 None => {}
@@ -204,16 +206,20 @@ impl ManagerCore {
                     };
                     self.end_not_started(now, id, OutcomeKind::Cancelled, error);
                 }
-                Some(&State::Piped { worker, seq }) => {
-                    out.push(Effect::WorkerSkip { worker, seqs: vec![seq] });
-                    if cancel.kill {
-                        self.attempts.all.entry(id).and_modify(|a| a.ending = Some(Ending::Cancelled));
+                Some(&State::Piped { worker }) => {
+                    let ending = if cancel.kill { Ending::Cancelled } else { Ending::Unwanted };
+                    if let Some(attempt) = self.attempts.all.get_mut(&id)
+                        && matches!(attempt.ending, None | Some(Ending::Unwanted))
+                    {
+                        attempt.ending = Some(ending);
                     }
+                    pipes.insert(worker);
                 }
                 Some(_) if cancel.kill => self.terminate(now, id, Ending::Cancelled, out),
                 Some(_) => {}
             }
         }
+        out.extend(pipes.into_iter().map(|worker| Effect::TakeBack { worker }));
     }
 
     /// The relay does not want this attempt any more, nor its outcome.
@@ -221,8 +227,8 @@ impl ManagerCore {
         match self.attempts.all.get_mut(&id).map(|a| &a.state) {
             None => self.outgoing.drop_attempt(id),
             Some(State::Held) => drop(self.attempts.remove(id)),
-            Some(&State::Piped { worker, seq }) => {
-                out.push(Effect::WorkerSkip { worker, seqs: vec![seq] });
+            Some(&State::Piped { worker }) => {
+                out.push(Effect::TakeBack { worker });
                 self.attempts.all.entry(id).and_modify(|a| a.ending = Some(Ending::Dropped));
             }
             Some(_) => self.terminate(now, id, Ending::Dropped, out),
@@ -236,7 +242,7 @@ impl ManagerCore {
             Ended,
         }
         let live = self.attempts.all.iter().map(|(id, a)| {
-            let part = if a.state.has_not_started() { Part::Held } else { Part::Running };
+            let part = if self.may_run(*id, a) { Part::Running } else { Part::Held };
             (part, (a.task(), *id))
         });
         let all = live.chain(self.outgoing.ended().map(|entry| (Part::Ended, entry)));

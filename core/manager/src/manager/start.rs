@@ -1,9 +1,10 @@
-//! Gives held attempts to free slots, and short Python tasks to the pipes of busy workers.
+//! Gives held attempts to free slots, and short tasks to the pipes of busy workers.
 
 use super::ManagerCore;
 use super::attempts::State;
 use super::workers::Phase;
 use crate::limits::{IDLE_WORKERS_PER_CORE, WORKER_START_US_MAX};
+use crate::shape::NodeShape;
 use crate::slots::Claim;
 use crate::{Effect, StartCommand, StartWorker, WorkerTask};
 use pf_protocol::message::Refused;
@@ -23,12 +24,10 @@ impl ManagerCore {
         let mut gathered = Gathered::new();
         for class in self.attempts.classes_by_age() {
             match self.attempts.classes.get(&class).and_then(|c| c.kind) {
-                None => self.fill_commands(now, class, out),
-                Some(kind) => {
-                    self.fill_workers(now, class, kind, &mut gathered, out);
-                    self.fill_pipes(now, class, &mut gathered, out);
-                }
+                None => self.fill_lanes(now, class, &mut gathered, out),
+                Some(kind) => self.fill_workers(now, class, kind, &mut gathered, out),
             }
+            self.fill_pipes(now, class, &mut gathered, out);
         }
         out.extend(gathered.into_iter().map(|(worker, tasks)| Effect::WorkerTasks { worker, tasks }));
         let idle_max = IDLE_WORKERS_PER_CORE * self.config.shape.cores.len().max(1);
@@ -65,30 +64,18 @@ impl ManagerCore {
         }
     }
 
-    fn fill_commands(&mut self, now: Micros, class: u32, out: &mut Vec<Effect>) {
+    /// One command for each seat that is free.
+    fn fill_lanes(&mut self, now: Micros, class: u32, gathered: &mut Gathered, out: &mut Vec<Effect>) {
         while let Some(id) = self.next_to_start(now, class) {
             let wants = self.attempts.classes.get(&class).map_or(&[][..], |c| &c.wants);
-            let Some(claim) = wants.iter().find_map(|want| self.slots.claim(want)) else { return };
+            let Some(seat) = wants.iter().find_map(|want| self.slots.claim(want)) else { return };
             self.attempts.pop_held(class);
-            let (pus, gpus) = self.binding(&claim);
-            let Some(attempt) = self.attempts.all.get_mut(&id) else { continue };
-            let Some(job) = self.attempts.jobs.get(&attempt.job) else { continue };
-            attempt.state = State::Starting { claim };
-            let (job, index, item, is_large) =
-                (job.def.clone(), attempt.index, attempt.item.clone(), attempt.is_large);
-            out.push(Effect::StartCommand(Box::new(StartCommand {
-                attempt: id,
-                job,
-                index,
-                item,
-                is_large,
-                pus,
-                gpus,
-            })));
+            let lane = self.workers.add_lane(class, seat);
+            self.give(now, id, lane, gathered, out);
         }
     }
 
-    /// One task for each seat that is free.
+    /// The same for Python tasks.
     fn fill_workers(
         &mut self,
         now: Micros,
@@ -125,8 +112,8 @@ impl ManagerCore {
             }
         }
         let seat = wants.iter().find_map(|want| self.slots.claim(want))?;
-        let (pus, gpus) = self.binding(&seat);
-        let worker = self.workers.add(kind, class, seat, now + WORKER_START_US_MAX);
+        let (pus, gpus) = binding(&self.config.shape, &seat);
+        let worker = self.workers.add_python(kind, class, seat, now + WORKER_START_US_MAX);
         let kind = self.workers.kinds.get(&kind)?;
         let (python, env) = (kind.python.clone(), kind.env.clone());
         out.push(Effect::StartWorker(Box::new(StartWorker { worker, python, env, pus, gpus })));
@@ -172,20 +159,26 @@ impl ManagerCore {
         let Some(worker) = self.workers.all.get_mut(&to) else { return };
         let Some(attempt) = self.attempts.all.get_mut(&id) else { return };
         let Some(job) = self.attempts.jobs.get(&attempt.job) else { return };
+        attempt.state = State::Piped { worker: to };
+        let (index, item, is_large) = (attempt.index, attempt.item.clone(), attempt.is_large);
+        let is_first = worker.pipe.is_empty();
+        let seq = worker.push(id, job.estimate_us, item.len());
+        if worker.kind.is_none() {
+            let (pus, gpus) = binding(&self.config.shape, &worker.seat);
+            let job = job.def.clone();
+            let start = StartCommand { attempt: id, lane: to, job, index, item, is_large, pus, gpus };
+            return out.push(Effect::StartCommand(Box::new(start)));
+        }
         let known = worker.jobs.len() as u32;
         let slot = *worker.jobs.entry(attempt.job).or_insert_with(|| {
             let large = self.takes_large;
             out.push(Effect::WorkerJob { worker: to, slot: known, job: job.def.clone(), large });
             known
         });
-        let is_first = worker.pipe.is_empty();
-        let seq = worker.push(id, job.estimate_us, attempt.item.len());
-        attempt.state = State::Piped { worker: to, seq };
-        let (index, item, is_large) = (attempt.index, attempt.item.clone(), attempt.is_large);
         let up = worker.phase == Phase::Up;
         gathered.entry(to).or_default().push(WorkerTask { seq, attempt: id, slot, index, item, is_large });
         if is_first && up {
-            self.begin_head(now, id);
+            self.begin(now, id, out);
         }
     }
 
@@ -194,12 +187,12 @@ impl ManagerCore {
         let (until, error) = self.workers.kinds.get(&kind)?.rest.as_ref()?;
         (now < *until).then(|| error.clone())
     }
+}
 
-    fn binding(&self, claim: &Claim) -> (Vec<u32>, Vec<usize>) {
-        let cores = &self.config.shape.cores;
-        let pus = claim.cores.iter().flat_map(|&c| cores[c].pus.iter().copied()).collect();
-        (pus, claim.gpus.iter().map(|g| g.0).collect())
-    }
+/// Hardware threads and GPUs of a seat.
+fn binding(shape: &NodeShape, seat: &Claim) -> (Vec<u32>, Vec<usize>) {
+    let pus = seat.cores.iter().flat_map(|&c| shape.cores[c].pus.iter().copied()).collect();
+    (pus, seat.gpus.iter().map(|g| g.0).collect())
 }
 
 /// Whether a worker that sits there has just what is wanted, though it was started for another class.

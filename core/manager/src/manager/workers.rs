@@ -1,4 +1,5 @@
-//! Warm Python workers: which there are, what is in their pipes.
+//! Workers: which there are, what is in their pipes. A worker is a warm Python process, or a lane of commands: tasks of one seat, one after another, each a
+//! process of its own. A lane is there while its pipe is not empty.
 
 use super::attempts::Attempts;
 use crate::limits::{PIPE_BYTES_MAX, PIPE_TASKS_MAX, PIPE_US_MAX};
@@ -42,7 +43,8 @@ pub(crate) struct InPipe {
 
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub kind: u32,
+    /// None: a lane of commands.
+    pub kind: Option<u32>,
     /// Class of the tasks in the pipe.
     pub class: u32,
     pub phase: Phase,
@@ -69,10 +71,20 @@ impl Worker {
     }
 
     pub fn pop(&mut self) -> Option<InPipe> {
-        let first = self.pipe.pop_front()?;
-        self.pipe_us -= first.estimate_us;
-        self.pipe_bytes -= first.bytes;
-        Some(first)
+        self.remove_at(0)
+    }
+
+    /// Takes an attempt out, wherever it is.
+    pub fn remove(&mut self, attempt: AttemptId) -> Option<InPipe> {
+        let at = self.pipe.iter().position(|p| p.attempt == attempt)?;
+        self.remove_at(at)
+    }
+
+    fn remove_at(&mut self, at: usize) -> Option<InPipe> {
+        let removed = self.pipe.remove(at)?;
+        self.pipe_us -= removed.estimate_us;
+        self.pipe_bytes -= removed.bytes;
+        Some(removed)
     }
 
     /// Whether a task of this length may wait behind what is in the pipe. The first one in it runs since `head_since`.
@@ -119,17 +131,31 @@ impl Workers {
 
     /// Forgets kinds that neither job nor worker is of.
     pub fn forget_unused_kinds(&mut self, attempts: &Attempts) {
-        let used: BTreeSet<u32> =
-            attempts.jobs.values().filter_map(|j| j.kind).chain(self.all.values().map(|w| w.kind)).collect();
+        let used: BTreeSet<u32> = attempts
+            .jobs
+            .values()
+            .filter_map(|j| j.kind)
+            .chain(self.all.values().filter_map(|w| w.kind))
+            .collect();
         self.kinds.retain(|id, _| used.contains(id));
     }
 
-    pub fn add(&mut self, kind: u32, class: u32, seat: Claim, until: Micros) -> u32 {
+    /// A lane of commands.
+    pub fn add_lane(&mut self, class: u32, seat: Claim) -> u32 {
+        self.add(None, class, seat, Phase::Up)
+    }
+
+    /// A Python worker of a kind, which is given up if it is not up at `until`.
+    pub fn add_python(&mut self, kind: u32, class: u32, seat: Claim, until: Micros) -> u32 {
+        self.add(Some(kind), class, seat, Phase::Starting { until })
+    }
+
+    fn add(&mut self, kind: Option<u32>, class: u32, seat: Claim, phase: Phase) -> u32 {
         self.next_worker += 1;
         let worker = Worker {
             kind,
             class,
-            phase: Phase::Starting { until },
+            phase,
             seat,
             seated: true,
             jobs: BTreeMap::new(),
@@ -145,7 +171,9 @@ impl Workers {
 
     pub fn remove(&mut self, id: u32) -> Option<Worker> {
         let worker = self.all.remove(&id)?;
-        self.idle.remove(&(worker.kind, id));
+        if let Some(kind) = worker.kind {
+            self.idle.remove(&(kind, id));
+        }
         Some(worker)
     }
 
@@ -173,7 +201,7 @@ impl Workers {
                 !worker.pipe.is_empty(),
                 "worker {id} holds a seat without work, or works without one"
             );
-            let idle = self.idle.contains(&(worker.kind, *id));
+            let idle = worker.kind.is_some_and(|kind| self.idle.contains(&(kind, *id)));
             assert!(
                 !idle || (worker.pipe.is_empty() && worker.phase == Phase::Up),
                 "worker {id} is not idle"

@@ -20,7 +20,7 @@ use pf_protocol::outcome::{OutcomeBatch, OutcomeKind, Usage};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::{AttemptId, BlockId, JobId, JobKey, ManagerId, Micros, OwnerId, TaskId};
 use pf_relay_core as relay;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const MS: Micros = 1_000;
 const S: Micros = 1_000_000;
@@ -153,8 +153,10 @@ struct Node {
     block: BlockId,
     alive: bool,
     cut_off: bool,
-    /// What runs, with the moment of its natural end.
+    /// Commands that run.
     running: BTreeMap<AttemptId, TaskId>,
+    /// Commands of each lane, first the one that runs.
+    lanes: BTreeMap<u32, VecDeque<manager::StartCommand>>,
     armed: Option<Micros>,
 }
 

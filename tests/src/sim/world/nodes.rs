@@ -53,18 +53,12 @@ impl World {
                 }
             }
             manager::Effect::StartCommand(start) => {
-                let task = TaskId { job: start.job.job, index: start.index };
-                self.truth.started(task, place, start.attempt);
-                let paid = &self.batches[&self.nodes[place].block].account;
-                let named = &start.job.spec.account;
-                assert!(named.is_none() || named == paid, "{task} of {named:?} runs on hours of {paid:?}");
-                self.check_item(task, number_of(&start.job.spec), &start.item, start.is_large);
-                self.nodes[place].running.insert(start.attempt, task);
-                let code = i32::from(self.expected(task) == OutcomeKind::Exit);
-                let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);
-                let status = manager::ProcessStatus::Exit(code);
-                self.at(at, Event::TaskEnds { manager: place, attempt: start.attempt, status });
-                self.tell_manager(place, manager::Input::CommandStarted { attempt: start.attempt });
+                let lane = self.nodes[place].lanes.entry(start.lane).or_default();
+                lane.push_back(*start);
+                if let [first] = lane.make_contiguous() {
+                    let first = first.clone();
+                    self.command_starts(place, &first);
+                }
             }
             manager::Effect::SignalCommand { attempt, signal } => {
                 let at = self.now + MS;
@@ -86,6 +80,27 @@ impl World {
         }
     }
 
+    fn command_starts(&mut self, place: usize, start: &manager::StartCommand) {
+        let task = TaskId { job: start.job.job, index: start.index };
+        self.truth.started(task, place, start.attempt);
+        let paid = &self.batches[&self.nodes[place].block].account;
+        let named = &start.job.spec.account;
+        assert!(named.is_none() || named == paid, "{task} of {named:?} runs on hours of {paid:?}");
+        self.check_item(task, number_of(&start.job.spec), &start.item, start.is_large);
+        self.nodes[place].running.insert(start.attempt, task);
+        let code = i32::from(self.expected(task) == OutcomeKind::Exit);
+        let at = self.now + self.rng.between(MS, self.plan.task_ms_max * MS);
+        let status = manager::ProcessStatus::Exit(code);
+        self.at(at, Event::TaskEnds { manager: place, attempt: start.attempt, status });
+        self.tell_manager(place, manager::Input::CommandStarted { attempt: start.attempt });
+    }
+
+    /// What waits in a lane behind the command that runs.
+    pub(super) fn take_from_lane(&mut self, place: usize, lane: u32) -> Vec<AttemptId> {
+        let lane = self.nodes[place].lanes.get_mut(&lane);
+        lane.map_or_else(Vec::new, |lane| lane.drain(1..).map(|start| start.attempt).collect())
+    }
+
     pub(super) fn manager_dials(&mut self, place: usize) {
         if self.relay.is_none() || self.nodes[place].cut_off {
             return self.tell_manager(place, manager::Input::Dialled { conns: vec![] });
@@ -100,13 +115,29 @@ impl World {
     pub(super) fn task_ends(&mut self, place: usize, attempt: AttemptId, status: manager::ProcessStatus) {
         let Some(task) = self.nodes[place].running.remove(&attempt) else { return };
         self.truth.ended(task);
+        let lanes = &mut self.nodes[place].lanes;
+        let lane = lanes.iter().find(|(_, lane)| lane.front().is_some_and(|first| first.attempt == attempt));
+        let lane = *lane.expect("a command that runs is the first of its lane").0;
+        lanes.get_mut(&lane).map(VecDeque::pop_front);
+        let next = lanes[&lane].front().cloned();
+        if next.is_none() {
+            lanes.remove(&lane);
+        }
         let end = manager::ProcessEnd {
             status,
+            ran_us: 1_000,
             usage: Usage::default(),
             out_of_memory: None,
             stderr_tail: String::new(),
         };
         self.tell_manager(place, manager::Input::CommandEnded { attempt, end });
+        // Unless it was taken back, or everything ended, at this word.
+        let first = |node: &Node, next: &manager::StartCommand| {
+            node.lanes.get(&lane).and_then(VecDeque::front).is_some_and(|first| first.attempt == next.attempt)
+        };
+        if let Some(next) = next.filter(|next| first(&self.nodes[place], next)) {
+            self.command_starts(place, &next);
+        }
     }
 
     pub(super) fn node_dies(&mut self, place: usize) {
@@ -116,6 +147,7 @@ impl World {
         for task in std::mem::take(&mut self.nodes[place].running).into_values() {
             self.truth.ended(task);
         }
+        self.nodes[place].lanes.clear();
         self.workers_die(place);
         self.cut_all(Party::Manager(place));
     }

@@ -78,7 +78,15 @@ impl World {
             };
             let core = manager::ManagerCore::new(config, self.now);
             let running = BTreeMap::new();
-            self.nodes.push(Node { core, block, alive: true, cut_off: false, running, armed: None });
+            self.nodes.push(Node {
+                core,
+                block,
+                alive: true,
+                cut_off: false,
+                running,
+                lanes: BTreeMap::new(),
+                armed: None,
+            });
             if let Some(batch) = self.batches.get_mut(&block) {
                 batch.nodes.push(place);
             }

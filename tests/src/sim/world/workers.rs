@@ -3,7 +3,6 @@
 use super::*;
 use pf_protocol::outcome::ErrorDetail;
 use pf_protocol::payload::{PayloadRef, file_name};
-use std::collections::VecDeque;
 
 /// A worker at a manager.
 #[derive(Debug, Default)]
@@ -13,7 +12,6 @@ pub(super) struct Worker {
     jobs: BTreeMap<u32, (JobId, u64)>,
     pipe: VecDeque<manager::WorkerTask>,
     running: Option<manager::WorkerTask>,
-    skipped: BTreeSet<u64>,
     /// The last that ended.
     marked: u64,
 }
@@ -39,10 +37,12 @@ impl World {
                 }
                 self.worker_goes_on(place, worker);
             }
-            manager::Effect::WorkerSkip { worker, seqs } => {
-                if let Some(worker) = self.workers.get_mut(&(place, worker)) {
-                    worker.skipped.extend(seqs);
-                }
+            manager::Effect::TakeBack { worker } => {
+                let attempts = match self.workers.get_mut(&(place, worker)) {
+                    Some(worker) => worker.pipe.drain(..).map(|task| task.attempt).collect(),
+                    None => self.take_from_lane(place, worker),
+                };
+                self.tell_manager(place, manager::Input::TakenBack { worker, attempts });
             }
             manager::Effect::SignalWorker { worker, signal } => {
                 let status = manager::ProcessStatus::Signal(signal);
@@ -70,19 +70,6 @@ impl World {
             return;
         }
         let Some(task) = worker.pipe.pop_front() else { return };
-        if worker.skipped.remove(&task.seq) {
-            let error = ErrorDetail { message: "cancelled before it started".into(), ..Default::default() };
-            let answer = manager::WorkerAnswer {
-                seq: task.seq,
-                kind: OutcomeKind::Cancelled,
-                ran_us: 0,
-                value: Bytes::new(),
-                is_large: false,
-                error: Some(Box::new(error)),
-            };
-            self.tell_manager(place, manager::Input::WorkerAnswers { worker: id, answers: vec![answer] });
-            return self.worker_goes_on(place, id);
-        }
         let (job, number) = worker.jobs[&task.slot];
         worker.running = Some(task.clone());
         let named = TaskId { job, index: task.index };
@@ -120,6 +107,7 @@ impl World {
         let Some(marked) = self.worker_is_gone(place, id) else { return };
         let end = manager::ProcessEnd {
             status,
+            ran_us: 1_000,
             usage: Usage::default(),
             out_of_memory: None,
             stderr_tail: String::new(),

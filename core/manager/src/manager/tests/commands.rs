@@ -1,8 +1,9 @@
 //! What runs as commands: slots, refusals, recall, limits of time, cancel.
 
 use super::rig::{Rig, SECOND, command, exit, killed};
+use crate::limits::GATHER_US;
 use pf_protocol::job::JobSpec;
-use pf_protocol::message::{CancelAttempts, Message, Recall};
+use pf_protocol::message::{CancelAttempts, Drain, Message, Recall};
 use pf_protocol::outcome::{OutcomeKind, Ran};
 use pf_protocol::resources::Resources;
 use pf_protocol::{AttemptId, Epoch};
@@ -27,6 +28,48 @@ fn commands_fill_the_cores_and_their_outcomes_wait_for_confirmation() {
     assert!(!rig.core.all_confirmed());
     rig.confirm_all();
     assert!(rig.core.all_confirmed());
+}
+
+#[test]
+fn short_commands_follow_each_other_on_a_seat_and_start_one_at_a_time() {
+    let mut rig = Rig::new(1);
+    rig.define(1, command());
+    let ids = rig.dispatch(1, 20);
+    assert_eq!(rig.lanes.len(), 1);
+    assert_eq!(rig.starting.len(), 1, "nothing waits there before it is known how long a task takes");
+    rig.start_all();
+    rig.end(ids[0], exit(0));
+    let row = |rig: &Rig| rig.lanes.values().flatten().copied().collect::<Vec<_>>();
+    assert_eq!(row(&rig), ids[1..6], "5 ms of 1 ms");
+    rig.start_all();
+    assert_eq!((rig.running.len(), rig.core.counts()), (1, (18, 1)));
+    // What waits is cancelled without a signal; what was to be killed and runs gets one.
+    rig.say(CancelAttempts { epoch: Epoch(1), attempts: ids[1..4].to_vec(), kill: true });
+    assert_eq!(rig.signals, [(ids[1], 15)]);
+    assert_eq!(row(&rig), [&ids[1..2], &ids[4..8]].concat());
+    rig.end(ids[1], killed(15));
+    // The next is the shell's to start: it cannot be taken back any more.
+    rig.start_all();
+    assert!(rig.running.contains(&ids[4]));
+    rig.turn_end();
+    rig.wait_until(rig.now + GATHER_US);
+    let cancelled: Vec<_> = rig.outcomes().into_iter().map(|o| (o.attempt, o.kind, o.ran)).collect();
+    let told = |n: usize, ran| (ids[n], OutcomeKind::Cancelled, ran);
+    assert_eq!(cancelled[1..], [told(3, Ran::No), told(2, Ran::No), told(1, Ran::Yes)]);
+}
+
+#[test]
+fn a_drain_takes_back_what_waits_in_a_lane() {
+    let mut rig = Rig::new(1);
+    rig.define(1, command());
+    let ids = rig.dispatch(1, 4);
+    rig.start_all();
+    rig.end(ids[0], exit(0));
+    rig.start_all();
+    rig.say(Drain { epoch: Epoch(1), reason: "test".into(), grace_ms: 60_000 });
+    let Some(Message::Recalled(recalled)) = rig.messages.last() else { panic!("nothing was given back") };
+    assert_eq!(recalled.attempts, ids[2..]);
+    assert_eq!(rig.core.counts(), (0, 1));
 }
 
 #[test]

@@ -21,12 +21,14 @@ pub(super) struct Rig {
     pub(super) reachable: bool,
     pub(super) timer: Option<Micros>,
     pub(super) messages: Vec<Message>,
+    /// Commands in each lane, first the one that runs or starts.
+    pub(super) lanes: BTreeMap<u32, VecDeque<AttemptId>>,
+    /// Those that were asked for and have not started.
     pub(super) starting: BTreeSet<AttemptId>,
     pub(super) running: BTreeSet<AttemptId>,
     pub(super) signals: Vec<(AttemptId, i32)>,
     pub(super) workers: BTreeMap<u32, VecDeque<WorkerTask>>,
     pub(super) worker_signals: Vec<(u32, i32)>,
-    pub(super) skips: Vec<u64>,
     pub(super) spooled: usize,
     pub(super) exit: Option<String>,
     pub(super) next_attempt: u32,
@@ -35,7 +37,13 @@ pub(super) struct Rig {
 
 pub(super) fn exit(code: i32) -> ProcessEnd {
     let status = ProcessStatus::Exit(code);
-    ProcessEnd { status, usage: Usage::default(), out_of_memory: None, stderr_tail: String::new() }
+    ProcessEnd {
+        status,
+        ran_us: 1_000,
+        usage: Usage::default(),
+        out_of_memory: None,
+        stderr_tail: String::new(),
+    }
 }
 
 pub(super) fn killed(signal: i32) -> ProcessEnd {
@@ -77,12 +85,12 @@ impl Rig {
             reachable: true,
             timer: None,
             messages: Vec::new(),
+            lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
             running: BTreeSet::new(),
             signals: Vec::new(),
             workers: BTreeMap::new(),
             worker_signals: Vec::new(),
-            skips: Vec::new(),
             spooled: 0,
             exit: None,
             next_attempt: 1,
@@ -141,11 +149,17 @@ impl Rig {
                 self.deliver(outs, inputs);
             }
             Effect::SetTimer { at } => self.timer = at,
-            Effect::StartCommand(start) => assert!(self.starting.insert(start.attempt)),
+            Effect::StartCommand(start) => {
+                assert!(self.starting.insert(start.attempt));
+                self.lanes.entry(start.lane).or_default().push_back(start.attempt);
+            }
             Effect::SignalCommand { attempt, signal } => self.signals.push((attempt, signal)),
             Effect::StartWorker(start) => drop(self.workers.insert(start.worker, VecDeque::new())),
             Effect::WorkerTasks { worker, tasks } => self.workers.get_mut(&worker).unwrap().extend(tasks),
-            Effect::WorkerSkip { seqs, .. } => self.skips.extend(seqs),
+            Effect::TakeBack { worker } => {
+                let attempts = self.take_back(worker);
+                inputs.push_front(Input::TakenBack { worker, attempts });
+            }
             Effect::SignalWorker { worker, signal } => self.worker_signals.push((worker, signal)),
             Effect::EndWorker { worker } => {
                 self.workers.remove(&worker);
@@ -161,6 +175,17 @@ impl Rig {
             Effect::Exit { reason } => self.exit = Some(reason),
             Effect::CloseConn { .. } | Effect::WorkerJob { .. } => {}
         }
+    }
+
+    /// All but the first, which runs, or is starting.
+    fn take_back(&mut self, worker: u32) -> Vec<AttemptId> {
+        if let Some(lane) = self.lanes.get_mut(&worker) {
+            let taken: Vec<AttemptId> = lane.drain(1..).collect();
+            self.starting.retain(|id| !taken.contains(id));
+            return taken;
+        }
+        let pipe = self.workers.get_mut(&worker);
+        pipe.map_or_else(Vec::new, |pipe| pipe.drain(1.min(pipe.len())..).map(|t| t.attempt).collect())
     }
 
     pub(super) fn deliver(&mut self, outs: Vec<Out>, inputs: &mut VecDeque<Input>) {
@@ -196,14 +221,18 @@ impl Rig {
     }
 
     pub(super) fn start_all(&mut self) {
-        for attempt in std::mem::take(&mut self.starting) {
-            self.running.insert(attempt);
-            self.give(Input::CommandStarted { attempt });
+        for attempt in self.lanes.values().filter_map(VecDeque::front).copied().collect::<Vec<_>>() {
+            if self.starting.remove(&attempt) {
+                self.running.insert(attempt);
+                self.give(Input::CommandStarted { attempt });
+            }
         }
     }
 
     pub(super) fn end(&mut self, attempt: AttemptId, end: ProcessEnd) {
         assert!(self.running.remove(&attempt));
+        self.lanes.values_mut().for_each(|lane| lane.retain(|id| *id != attempt));
+        self.lanes.retain(|_, lane| !lane.is_empty());
         self.give(Input::CommandEnded { attempt, end });
     }
 

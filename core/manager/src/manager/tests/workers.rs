@@ -1,11 +1,11 @@
 //! Python workers: kept warm, piped to, lost.
 
 use super::rig::{Rig, SECOND, exit, killed, python};
-use crate::limits::GATHER_US;
+use crate::limits::{GATHER_US, PIPE_HEAD_US_MAX};
 use crate::{Input, WorkerAnswer, WorkerEnd};
 use bytes::Bytes;
 use pf_protocol::job::JobSpec;
-use pf_protocol::message::{Message, Recall};
+use pf_protocol::message::{CancelAttempts, Message, Recall};
 use pf_protocol::outcome::{ErrorDetail, OutcomeKind, Ran};
 use pf_protocol::{AttemptId, Epoch};
 use std::collections::VecDeque;
@@ -48,6 +48,49 @@ fn what_is_in_a_pipe_is_not_called_back() {
     rig.turn_end();
     rig.wait_until(rig.now + GATHER_US);
     assert_eq!((rig.outcomes().len(), rig.core.counts()), (51, (0, 0)), "each is told of once");
+}
+
+#[test]
+fn nothing_waits_behind_a_task_that_turns_out_long() {
+    let mut rig = Rig::new(2);
+    rig.define(1, python());
+    let ids = rig.dispatch(1, 40);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.give(Input::WorkerUp { worker: 2 });
+    rig.answer(1, 1, 990);
+    rig.answer(2, 1, 990);
+    let piped = |rig: &Rig, worker| rig.workers[&worker].iter().map(|t| t.attempt).collect::<Vec<_>>();
+    let (first, second) = (piped(&rig, 1), piped(&rig, 2));
+    assert_eq!((first.len(), second.len()), (5, 5), "5 ms of 1 ms");
+    rig.wait_until(rig.now + PIPE_HEAD_US_MAX / 2);
+    rig.answer(2, 4, 990);
+    rig.wait_until(rig.now + PIPE_HEAD_US_MAX / 2);
+    assert_eq!(piped(&rig, 1), first[..1], "it runs for long, and the others are taken back");
+    assert_eq!(rig.core.counts(), (ids.len() - 8, 2));
+    let before = rig.workers[&2].len();
+    rig.answer(2, before, 990);
+    assert_eq!(piped(&rig, 2)[..4], first[1..], "they are the first that are given to another");
+}
+
+#[test]
+fn what_is_in_a_pipe_is_cancelled_at_once() {
+    let mut rig = Rig::new(1);
+    rig.define(1, python());
+    let ids = rig.dispatch(1, 4);
+    rig.give(Input::WorkerUp { worker: 1 });
+    rig.answer(1, 1, 990);
+    // One that runs and one that does not; who only wants what has not started cancelled gets the one.
+    rig.say(CancelAttempts { epoch: Epoch(1), attempts: ids[1..3].to_vec(), kill: false });
+    rig.turn_end();
+    rig.wait_until(rig.now + GATHER_US);
+    let ends: Vec<_> = rig.outcomes().iter().map(|o| (o.attempt, o.kind, o.ran)).collect();
+    assert_eq!(ends[1..], [(ids[2], OutcomeKind::Cancelled, Ran::No)]);
+    assert_eq!(rig.workers[&1].iter().map(|t| t.attempt).collect::<Vec<_>>(), [ids[1], ids[3]]);
+    assert!(rig.worker_signals.is_empty());
+    rig.answer(1, 2, 990);
+    rig.turn_end();
+    let values = rig.outcomes().iter().filter(|o| o.kind == OutcomeKind::Value).count();
+    assert_eq!((values, rig.core.counts()), (3, (0, 0)));
 }
 
 #[test]
