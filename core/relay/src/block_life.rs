@@ -65,11 +65,16 @@ impl Relay {
                 continue;
             };
             block.fresh = true;
-            if block.record.scheduler_id.is_none() && !found.scheduler_id.is_empty() {
+            let learned = block.record.scheduler_id.is_none() && !found.scheduler_id.is_empty();
+            if learned {
                 block.record.scheduler_id = Some(found.scheduler_id.clone());
             }
             if let Some(left) = found.walltime_left_ms.filter(|_| block.pilot_conn.is_none()) {
                 block.ends_at = Some(self.now.saturating_add(left.saturating_mul(1_000)));
+            }
+            if learned {
+                // Also where its state is known already, from its pilot.
+                self.roster_changed();
             }
             self.see_restarts(id, found.restarts.unwrap_or(0));
             let Some(block) = self.blocks.all.get_mut(&id) else { continue };

@@ -345,6 +345,18 @@ fn a_submit_without_an_answer_is_recognised_by_name() {
 }
 
 #[test]
+fn an_id_that_comes_after_the_pilot_is_written_down_and_told() {
+    let mut world = begin_with(scaling(), 5, Some(SubmitResult::Unclear("timeout".into())));
+    world.connect_pilot(1, 9);
+    world.pass(SECOND);
+    assert_eq!(world.relay.report().blocks[0].state, BlockState::Running);
+    assert_eq!(world.roster.blocks[0].scheduler_id, None);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.pass(20 * SECOND);
+    assert_eq!(world.roster.blocks[0].scheduler_id.as_deref(), Some("idb1"));
+}
+
+#[test]
 fn a_submit_that_nobody_ever_lists_failed() {
     let mut world = begin_with(scaling(), 5, Some(SubmitResult::Unclear("timeout".into())));
     world.pass(35 * SECOND);
