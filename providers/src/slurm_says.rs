@@ -218,7 +218,7 @@ fn failed(reason: &str, code: i32, signal: i32) -> BlockEnd {
 }
 
 /// Reasons for which a job never runs: squeue(1), "JOB REASON CODES", and <https://slurm.schedmd.com/resource_limits.html>.
-const NEVER: [&str; 14] = [
+const NEVER: [&str; 13] = [
     "PartitionTimeLimit",
     "PartitionNodeLimit",
     "BadConstraints",
@@ -229,7 +229,6 @@ const NEVER: [&str; 14] = [
     "QOSNotAllowed",
     "AssociationTimeLimit",
     "QOSTimeLimit",
-    "JobHeldUser",
     "JobHoldMaxRequeue",
     "ReservationDeleted",
     "launch failed requeued held",
@@ -242,6 +241,7 @@ fn pending(reason: &str) -> BlockState {
     }
     match reason {
         "JobHeldAdmin" => BlockState::Held(text),
+        "JobHeldUser" => BlockState::Held("by its user; `scontrol release` lets it go".into()),
         "None" => BlockState::Queued(String::new()),
         _ => BlockState::Queued(text),
     }

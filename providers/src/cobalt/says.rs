@@ -130,9 +130,7 @@ fn state(word: &str, id: &str, by_admin: bool) -> BlockState {
         "queued" => BlockState::Queued(String::new()),
         "maxrun_hold" => BlockState::Queued("maxrun_hold: as many run as may".into()),
         "preempted" => BlockState::Queued("preempted".into()),
-        "user_hold" => {
-            BlockState::Impossible(format!("user_hold: held by its user (hint: `qrls {id}` would let it go)"))
-        }
+        "user_hold" => BlockState::Held(format!("by its user (user_hold); `qrls {id}` lets it go")),
         "dep_fail" => BlockState::Impossible(format!(
             "dep_fail: a job that it depends on failed (hint: `qrls --dependencies {id}` would let it go)"
         )),

@@ -188,9 +188,7 @@ fn state(stat: &str, pending: &str, id: &str) -> BlockState {
         "PSUSP" if pending.contains("admin") || pending.contains("internally") => {
             BlockState::Held(format!("PSUSP: {}", cut(pending)))
         }
-        "PSUSP" => {
-            BlockState::Impossible(format!("held by its user: PSUSP (hint: `bresume {id}` would let it go)"))
-        }
+        "PSUSP" => BlockState::Held(format!("by its user (PSUSP); `bresume {id}` lets it go")),
         "WAIT" => BlockState::Queued("WAIT: it waits in a chunk of jobs".into()),
         "PROV" => BlockState::Starting,
         "RUN" => BlockState::Running,

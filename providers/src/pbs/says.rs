@@ -241,7 +241,7 @@ fn held(job: &Job) -> BlockState {
     }
     if types.contains('u') {
         let id = &job.id;
-        return BlockState::Impossible(format!("held by its user (hint: `qrls {id}` would let it go)"));
+        return BlockState::Held(format!("by its user; `qrls {id}` lets it go"));
     }
     let depends = if job.get("depend").is_empty() { "" } else { ", waits for another job" };
     let why = if comment.is_empty() { String::new() } else { format!(": {comment}") };
