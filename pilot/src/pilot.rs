@@ -39,7 +39,7 @@ enum PilotError {
 }
 
 /// Runs a pilot until its managers have ended. Exit code 0: all is well. 1: it could not begin, or managers failed. 2: the relay did not want
-/// this pilot (its block is claimed or over). 3: no relay was reached before the walltime was over.
+/// this pilot (its block is claimed or over). 3: no relay was heard for a while.
 pub fn pilot_main(ticket: &Path) -> ExitCode {
     match run(ticket) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),

@@ -99,6 +99,10 @@ impl Dial {
         self.dialer.on_timer(now, events, &mut self.scratch);
         self.pass_on(out);
         self.see(now, events, before, out);
+        if events[before..].iter().any(|event| matches!(event, Event::Down { .. })) {
+            // Silence: the host may be gone, and the ticket name another one by now.
+            self.next_round = Some(now + self.random() % self.pause_max);
+        }
         if !self.is_up() && self.next_round.is_some_and(|at| at <= now) {
             for conn in std::mem::take(&mut self.open) {
                 self.dialer.on_closed(conn, &mut Vec::new());
@@ -186,12 +190,17 @@ impl Dial {
     fn rest_if_nothing_is_open(&mut self, now: Micros) {
         if self.open.is_empty() && self.up.is_none() {
             let base = (DIAL_PAUSE_US_MIN << self.failed_rounds.min(10)).min(self.pause_max);
-            self.jitter ^= self.jitter << 13;
-            self.jitter ^= self.jitter >> 7;
-            self.jitter ^= self.jitter << 17;
-            let at = now + base / 2 + self.jitter % base;
+            let at = now + base / 2 + self.random() % base;
             self.next_round = Some(self.next_round.map_or(at, |due| due.min(at)));
         }
+    }
+
+    /// From the incarnation, which is random: so that a thousand managers do not come back at once.
+    fn random(&mut self) -> u64 {
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        self.jitter
     }
 
     fn pass_on(&mut self, out: &mut Vec<DialEffect>) {
@@ -214,7 +223,7 @@ mod tests {
     use pf_protocol::message::{VERSION_MAX, VERSION_MIN, Welcome, Who};
     use pf_protocol::{BlockId, EndpointId};
 
-    /// Times at which a peer whose relay told `redial_ms_max` and is gone dials anew, where each round fails at once or not by itself.
+    /// Times at which a peer whose relay told `redial_ms_max` and is gone dials anew, where each round fails at once, or the relay's host is silent.
     fn rounds(redial_ms_max: u64, refused: bool) -> Vec<Micros> {
         let who = Who::Pilot {
             block: BlockId(1),
@@ -252,7 +261,9 @@ mod tests {
         let frame = Frame { session: 1, seq: 1, message: welcome.into() }.encode().unwrap();
         dial.on_frame(0, 1, &frame, &mut events, &mut out);
         assert!(dial.is_up());
-        dial.on_closed(0, 1, &mut events);
+        if refused {
+            dial.on_closed(0, 1, &mut events);
+        }
         let (mut at, mut rounds) = (0, vec![0]);
         while rounds.len() < 20 {
             at = dial.next_deadline().unwrap().max(at);
@@ -275,8 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn a_few_come_back_within_seconds_and_many_are_spread() {
-        assert!(longest(&rounds(2_000, true)) <= 3_000_000);
+    fn a_few_come_back_at_once_and_many_are_spread() {
+        assert!(longest(&rounds(1_000, true)) <= 1_500_000);
         let many = longest(&rounds(10_000, true));
         assert!(many > 5_000_000 && many <= 15_000_000, "{many}");
         // A relay of an earlier version does not tell.
@@ -285,7 +296,10 @@ mod tests {
 
     #[test]
     fn where_few_dial_the_ticket_is_soon_read_again_though_nobody_answers() {
-        assert!(longest(&rounds(2_000, false)) <= 4_000_000);
-        assert!(longest(&rounds(10_000, false)) > 15_000_000);
+        let silent_us = 10_000_000;
+        let few = rounds(1_000, false);
+        assert!(few[1] <= silent_us + 1_000_000, "after a silence it is read at once: {few:?}");
+        assert!(longest(&few[1..]) <= 4_000_000);
+        assert!(longest(&rounds(10_000, false)[1..]) > 15_000_000);
     }
 }

@@ -9,7 +9,7 @@ pub const DIAL_ROUND_US_MAX: Micros = 20 * SECOND;
 
 /// A round of dialling is given up after so many of the longest pauses: where few dial, an address that does not answer within seconds is that of a host that
 /// is gone, and the ticket may name another one by now.
-pub const DIAL_ROUND_PAUSES: Micros = 2;
+pub const DIAL_ROUND_PAUSES: Micros = 4;
 
 /// First pause between rounds; doubles up to the longest, which a relay tells, spread by ±50 %.
 pub const DIAL_PAUSE_US_MIN: Micros = SECOND / 5;
@@ -61,7 +61,7 @@ pub const LOAD_EVERY_US: Micros = 2 * SECOND;
 /// Outcomes that wait for a confirmation this long while the relay is silent are spooled.
 pub const SPOOL_AFTER_US: Micros = 30 * SECOND;
 
-/// A manager that has heard no relay for this long ends: all its tasks were killed long ago, its outcomes are spooled, and a node that is held for
+/// A manager that has heard no relay for this long ends, and a pilot that none has claimed: all tasks were killed long ago, outcomes are spooled, and a node that is held for
 /// nothing is charged all the same. Long enough for a relay that is moved to another login node by hand.
 pub const ABANDONED_AFTER_US: Micros = 600 * SECOND;
 

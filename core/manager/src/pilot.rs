@@ -1,7 +1,7 @@
 //! The pilot: starts one manager on each node of its block once the relay knows the block, watches them and the clock, and ends when they have.
 
 use crate::dial::{Dial, DialEffect};
-use crate::limits::{LAUNCHER_END_US, MANAGER_END_US, PILOT_RESERVE_US};
+use crate::limits::{ABANDONED_AFTER_US, LAUNCHER_END_US, MANAGER_END_US, PILOT_RESERVE_US};
 use bytes::Bytes;
 use pf_link::{Event, Timing};
 use pf_protocol::message::{Drain, Hello, Message, PilotReport, Refuse, VERSION_MAX, VERSION_MIN, Who};
@@ -130,7 +130,7 @@ pub enum PilotEffect {
     },
     /// Nothing is left to do: flush the sockets and end the process.
     Exit {
-        /// 0: all is well. 1: managers failed. 2: the relay did not want this pilot. 3: no relay was reached before the walltime was over.
+        /// 0: all is well. 1: managers failed. 2: the relay did not want this pilot. 3: no relay was heard for a while.
         code: i32,
         /// Why, for people.
         reason: String,
@@ -180,6 +180,8 @@ pub struct PilotCore {
     dial: Dial,
     state: State,
     epoch: Epoch,
+    /// Since when no relay has answered, while the block is not claimed.
+    unheard_since: Micros,
     /// Managers that have ended, or were lost sight of.
     ended: BTreeMap<u16, Ended>,
     armed: Option<Micros>,
@@ -208,7 +210,15 @@ impl PilotCore {
         };
         let dial = Dial::new(hello, config.timing);
         let epoch = config.epoch_seen;
-        PilotCore { config, dial, state: State::Unclaimed, epoch, ended: BTreeMap::new(), armed: None }
+        PilotCore {
+            config,
+            dial,
+            state: State::Unclaimed,
+            epoch,
+            unheard_since: 0,
+            ended: BTreeMap::new(),
+            armed: None,
+        }
     }
 
     /// The only way in.
@@ -222,7 +232,10 @@ impl PilotCore {
             *walltime_left_ms = left_ms;
         }
         match input {
-            PilotInput::Start => self.dial.start(now, &mut links),
+            PilotInput::Start => {
+                self.unheard_since = now;
+                self.dial.start(now, &mut links);
+            }
             PilotInput::Dialled { conns } => self.dial.on_dialled(now, &conns),
             PilotInput::Connected { conn } => self.dial.on_connected(now, conn, &mut links),
             PilotInput::Frame { conn, bytes } => {
@@ -307,6 +320,7 @@ impl PilotCore {
     fn on_refused(&mut self, now: Micros, refuse: &Refuse, out: &mut Vec<PilotEffect>) {
         let text = format!("the relay refused this pilot: {} ({})", refuse.message, refuse.code);
         if refuse.retry {
+            self.unheard_since = now;
             out.push(PilotEffect::Log { text });
         } else if self.state == State::Unclaimed {
             self.state = State::Over;
@@ -404,12 +418,18 @@ impl PilotCore {
         self.config.walltime_end.saturating_sub(PILOT_RESERVE_US)
     }
 
+    /// When a block that nobody claims is left.
+    fn give_up_at(&self) -> Micros {
+        self.last_call().min(self.unheard_since.saturating_add(ABANDONED_AFTER_US))
+    }
+
     fn watch_the_clock(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
         let last_call = self.last_call();
         match self.state {
-            State::Unclaimed if now >= last_call => {
+            State::Unclaimed if now >= self.give_up_at() => {
                 self.state = State::Over;
-                let reason = "no relay was reached before the walltime was over".into();
+                let seconds = (now - self.unheard_since) / 1_000_000;
+                let reason = format!("no relay was heard for {seconds} s: nodes are not held for nothing");
                 out.push(PilotEffect::Exit { code: EXIT_NO_RELAY, reason });
             }
             // Managers watch the walltime themselves; this is for those that hang.
@@ -436,7 +456,8 @@ impl PilotCore {
 
     fn arm(&mut self, now: Micros, out: &mut Vec<PilotEffect>) {
         let own = match self.state {
-            State::Unclaimed | State::Running => Some(self.last_call()),
+            State::Unclaimed => Some(self.give_up_at()),
+            State::Running => Some(self.last_call()),
             State::Ending { next: Some((at, Step::KillHard)), .. } => Some(at),
             State::Ending { next: Some((at, _)), .. } => Some(at.min(self.last_call())),
             State::Ending { next: None, .. } | State::Over => None,

@@ -73,7 +73,7 @@ pub const HEARTBEATS_PER_S_MAX: u64 = 2_000;
 
 /// Least and most that the longest pause between two rounds of dialling may be, milliseconds: a few managers come back at once, and however many there
 /// are, a relay that has moved is found before anybody's lease is over.
-pub const REDIAL_MS_MAX: (u64, u64) = (2_000, 10_000);
+pub const REDIAL_MS_MAX: (u64, u64) = (1_000, 10_000);
 
 /// Managers that may dial in a second: each round reads the ticket on the shared file system, and a handshake costs the relay about a millisecond.
 pub const REDIALS_PER_S_MAX: u64 = 200;

@@ -1,7 +1,7 @@
 //! The pilot against a relay and a launcher that are played here.
 
 use super::{PilotConfig, PilotCore, PilotEffect, PilotInput};
-use crate::limits::{LAUNCHER_END_US, MANAGER_END_US, PILOT_RESERVE_US};
+use crate::limits::{ABANDONED_AFTER_US, LAUNCHER_END_US, MANAGER_END_US, PILOT_RESERVE_US};
 use pf_link::{Acceptor, Event, Out, Timing};
 use pf_protocol::message::{Drain, Message, PilotReport, Refuse, Welcome, Who};
 use pf_protocol::{BlockId, EndpointId, Epoch, Micros};
@@ -230,8 +230,14 @@ fn a_block_that_another_pilot_has_is_left_at_once() {
 }
 
 #[test]
-fn without_a_relay_it_leaves_before_the_walltime_is_over() {
+fn without_a_relay_it_leaves_after_a_while_or_before_the_walltime_is_over() {
     let mut rig = Rig::new(2, Answer::Silence);
+    rig.wait_until(ABANDONED_AFTER_US - 1);
+    assert_eq!(rig.exit, None);
+    rig.wait_until(ABANDONED_AFTER_US);
+    assert_eq!((rig.exit, rig.started), (Some(3), 0));
+    // A relay that answers, but has no broker yet, is worth waiting for.
+    let mut rig = Rig::new(2, Answer::Refuse { retry: true });
     rig.wait_until(WALLTIME - PILOT_RESERVE_US - 1);
     assert_eq!(rig.exit, None);
     rig.wait_until(WALLTIME);
