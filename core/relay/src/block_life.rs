@@ -49,10 +49,11 @@ impl Relay {
         }
         let seen = match seen {
             Ok(seen) => seen,
-            Err(words) => {
-                return self.decide(format!("the scheduler does not say where blocks are: {words}"));
-            }
+            Err(words) => return self.poll_failed(words),
         };
+        if self.blocks.poll_failed.take().is_some() {
+            self.decide("the scheduler says again where blocks are".into());
+        }
         for id in self.blocks.live().map(|b| b.record.block).collect::<Vec<_>>() {
             let Some(block) = self.blocks.all.get_mut(&id) else { continue };
             // By its name where it is told: schedulers use ids again.
@@ -65,14 +66,15 @@ impl Relay {
                 continue;
             };
             block.fresh = true;
-            let learned = block.record.scheduler_id.is_none() && !found.scheduler_id.is_empty();
-            if learned {
+            let known = block.record.scheduler_id.as_deref().unwrap_or_default();
+            let id_is_new = !found.scheduler_id.is_empty() && found.scheduler_id != known;
+            if id_is_new {
                 block.record.scheduler_id = Some(found.scheduler_id.clone());
             }
             if let Some(left) = found.walltime_left_ms.filter(|_| block.pilot_conn.is_none()) {
                 block.ends_at = Some(self.now.saturating_add(left.saturating_mul(1_000)));
             }
-            if learned {
+            if id_is_new {
                 // Also where its state is known already, from its pilot.
                 self.roster_changed();
             }
@@ -96,6 +98,15 @@ impl Relay {
             }
         }
         self.check_barrier();
+    }
+
+    /// Told once, however often it happens: other decisions are worth their place.
+    fn poll_failed(&mut self, words: String) {
+        let words = format!("the scheduler does not say where blocks are: {words}");
+        if self.blocks.poll_failed.as_ref() != Some(&words) {
+            self.decide(words.clone());
+            self.blocks.poll_failed = Some(words);
+        }
     }
 
     /// A block that the scheduler does not list: not assumed to be over, unless its submit was never answered and long ago.
@@ -153,6 +164,7 @@ impl Relay {
         }
         block.record.end_this_run(unix_ms);
         block.record.incarnation = restarts;
+        block.restarted |= block.inherited;
         block.record.state = BlockState::Queued(String::new());
         (block.pilot, block.heard_at, block.ends_at) = (None, None, None);
         let old = block.pilot_conn.take();

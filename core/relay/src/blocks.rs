@@ -22,6 +22,8 @@ pub(crate) struct Block {
     pub fresh: bool,
     /// Whether an earlier relay left it, not over: its managers may have had tasks of that one.
     pub inherited: bool,
+    /// Whether an earlier relay left it and its job was started again since: what that one had sent may have run, and is over.
+    pub restarted: bool,
     pub spools_read: bool,
     pub spools_asked: bool,
     /// Whether the reading under way began after the block's end: it is the last.
@@ -89,6 +91,8 @@ pub(crate) struct Blocks {
     pub poll_at: Micros,
     pub polling_since: Option<Micros>,
     pub poll_again: bool,
+    /// Why the scheduler did not say where blocks are when it was asked last.
+    pub poll_failed: Option<String>,
 }
 
 impl Blocks {
@@ -217,7 +221,10 @@ impl Relay {
                 self.wait_with(id, LATER_US / 1_000, format!("the scheduler says: {words}"));
                 self.block_over(id, BlockEnd::Cancelled);
             }
-            SubmitResult::Refused(words) => self.block_over(id, BlockEnd::SubmitFailed(words)),
+            SubmitResult::Refused(words) => {
+                self.leave_out_no_more(id, &words);
+                self.block_over(id, BlockEnd::SubmitFailed(words));
+            }
             SubmitResult::Unclear(words) => {
                 self.decide(format!(
                     "it is not clear whether {id} was submitted: {words}; the scheduler will tell"

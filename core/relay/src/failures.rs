@@ -55,7 +55,9 @@ impl Relay {
     /// The scheduler says that the block will never run: that is a failure, and it is taken out of the queue.
     pub(crate) fn never_runs(&mut self, id: BlockId, words: &str) {
         if self.blocks.all.get(&id).is_some_and(|b| !b.cancel_asked) {
-            self.count_failure(id, &BlockEnd::SubmitFailed(format!("it will never run: {words}")), false);
+            if !self.leave_out_no_more(id, words) {
+                self.count_failure(id, &BlockEnd::SubmitFailed(format!("it will never run: {words}")), false);
+            }
             self.cancel_block(id, "it would never run");
         }
     }

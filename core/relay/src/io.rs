@@ -82,6 +82,8 @@ pub struct Quarantine {
     pub reason: String,
     /// Until when, Unix milliseconds.
     pub until_ms: u64,
+    /// Shapes of which the scheduler has no block without it: it is not left out of these, and gets no tasks all the same.
+    pub needed_by: BTreeSet<String>,
 }
 
 /// One block, as the roster keeps it.

@@ -138,6 +138,9 @@ pub const PULLS_ASIDE_MAX: usize = pf_protocol::limits::WANTS_MAX;
 /// Tasks whose reasons are listed one by one in an explanation.
 pub const EXPLAIN_LINES_MAX: usize = 50;
 
+/// Blocks of which a reason tells one by one what they are doing.
+pub const EXPLAIN_BLOCKS_MAX: usize = 3;
+
 /// Connections that were accepted and have not said HELLO.
 pub const STRANGERS_MAX: usize = 65_536;
 

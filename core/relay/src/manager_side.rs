@@ -37,9 +37,11 @@ impl Relay {
                     manager.version = hello.version_max.min(self.managers_link.version_max());
                 }
             }
-            Who::Pilot { block, incarnation, nodes, walltime_left_ms, restarts, .. } if block == key_of => {
+            Who::Pilot { block, incarnation, scheduler_id, nodes, walltime_left_ms, restarts }
+                if block == key_of =>
+            {
                 self.see_restarts(block, restarts);
-                self.pilot_hello(conn, block, incarnation, nodes.len(), walltime_left_ms);
+                self.pilot_hello(conn, block, incarnation, scheduler_id, nodes.len(), walltime_left_ms);
             }
             _ => self.refuse(conn, "not_allowed", format!("the key is that of block {key_of}"), false),
         }
@@ -105,13 +107,27 @@ impl Relay {
         self.refresh_room(handle);
     }
 
-    fn pilot_hello(&mut self, conn: u64, id: BlockId, incarnation: u64, nodes: usize, left_ms: u64) {
+    fn pilot_hello(
+        &mut self,
+        conn: u64,
+        id: BlockId,
+        incarnation: u64,
+        scheduler_id: Option<String>,
+        nodes: usize,
+        left_ms: u64,
+    ) {
         let Some(block) = self.blocks.all.get_mut(&id) else { return };
         if block.pilot.is_some_and(|claimed| claimed != incarnation) {
             let message = format!("block {id} has a pilot already");
             return self.refuse(conn, "claimed", message, false);
         }
         block.pilot = Some(incarnation);
+        // It is proof that the block runs, and in which run of its job: nobody has to wait for the scheduler's word.
+        block.fresh = true;
+        if block.record.scheduler_id.is_none() {
+            // Its submit was never answered, but a job knows its own id.
+            block.record.scheduler_id = scheduler_id;
+        }
         let old = block.pilot_conn.replace(conn).filter(|old| *old != conn);
         block.ends_at = Some(self.now.saturating_add(left_ms.saturating_mul(1_000)));
         if nodes > 0 {

@@ -1,13 +1,14 @@
 //! Nodes that fail everything they get: found by comparison with the other nodes, given no tasks for a while, excluded from the next
 //! blocks. The rules, with their numbers, are in `docs/scaling.md`.
 
+use crate::blocks::Block;
 use crate::io::Quarantine;
 use crate::limits::{
     CHANCE_LN, DEATHS_MAX, QUARANTINE_MS, QUICK_US, SETTLED_US, STREAK_MIN, STREAK_TASKS_MAX, WATCH_US,
 };
 use crate::relay::Relay;
 use pf_protocol::outcome::{Outcome, OutcomeKind};
-use pf_protocol::{JobId, Micros};
+use pf_protocol::{BlockId, JobId, Micros};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tasks of one job that failed quickly on one node, since a task last succeeded there.
@@ -137,6 +138,7 @@ impl Relay {
             self.decide(format!("node {node} is tried again"));
             self.release_node(&node);
         }
+        self.try_what_is_needed();
     }
 
     /// A manager was lost, or ended: whether it lived long enough.
@@ -164,7 +166,8 @@ impl Relay {
     fn quarantine(&mut self, node: &str, reason: String) {
         self.decide(format!("quarantine for node {node}: {reason}"));
         let until_ms = self.unix_ms() + QUARANTINE_MS;
-        self.blocks.roster.quarantine.insert(node.into(), Quarantine { reason, until_ms });
+        let quarantine = Quarantine { reason, until_ms, needed_by: BTreeSet::new() };
+        self.blocks.roster.quarantine.insert(node.into(), quarantine);
         self.nodes.remove(node);
         self.roster_changed();
         self.shun(node);
@@ -183,6 +186,58 @@ impl Relay {
         self.nodes.remove(node);
         self.roster_changed();
         self.shun(node);
+    }
+
+    /// Nodes that a block of this shape must not get.
+    pub(crate) fn left_out(&self, shape: &str) -> Vec<String> {
+        let all = self.blocks.roster.quarantine.iter();
+        all.filter(|(_, q)| !q.needed_by.contains(shape)).map(|(node, _)| node.clone()).collect()
+    }
+
+    /// The scheduler refuses a block. If it was to do without some nodes, that may be why: the next one of its shape may have them, though they get no tasks,
+    /// and this one is no failure. Whether it was so.
+    pub(crate) fn leave_out_no_more(&mut self, id: BlockId, words: &str) -> bool {
+        let Some(block) = self.blocks.all.get_mut(&id).filter(|b| !b.record.exclude.is_empty()) else {
+            return false;
+        };
+        // It ends by our own decision.
+        block.cancel_asked = true;
+        let (shape, nodes) = (block.record.shape.clone(), block.record.exclude.clone());
+        for node in &nodes {
+            if let Some(quarantine) = self.blocks.roster.quarantine.get_mut(node) {
+                quarantine.needed_by.insert(shape.clone());
+            }
+        }
+        let nodes = nodes.join(", ");
+        self.decide(format!(
+            "the scheduler has no block of shape {shape} without {nodes} ({words}): the next one may have what is in quarantine, which gets no tasks"
+        ));
+        self.roster_changed();
+        true
+    }
+
+    /// Where the scheduler has no other node for a block, one that is in quarantine is tried again: else the block would be there for nothing.
+    fn try_what_is_needed(&mut self) {
+        let quarantine = &self.blocks.roster.quarantine;
+        if quarantine.values().all(|q| q.needed_by.is_empty()) {
+            return;
+        }
+        let shut = |b: &&Block| {
+            let here = b.managers.iter().filter_map(|h| self.managers.get(h));
+            let shut = here
+                .filter(|m| quarantine.get(&m.node).is_some_and(|q| q.needed_by.contains(&b.record.shape)));
+            shut.count() as u32 >= b.record.nodes
+        };
+        let blocks = self.blocks.live().filter(shut);
+        let tried = blocks
+            .flat_map(|b| b.managers.iter().filter_map(|h| Some((b.record.block, self.managers.get(h)?))));
+        let tried: Vec<(BlockId, String)> = tried.map(|(id, m)| (id, m.node.clone())).collect();
+        for (id, node) in tried {
+            self.decide(format!(
+                "node {node} is tried again: {id} has no other, and the scheduler gives none"
+            ));
+            self.release_node(&node);
+        }
     }
 
     /// Whether a node gets no tasks.

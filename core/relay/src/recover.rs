@@ -232,6 +232,7 @@ impl Relay {
         let of_block = |block: &Block| match &block.record.state {
             _ if self.block_misses(block).is_some() => Rest::Unknown,
             BlockState::Ended(_) => Rest::Over,
+            _ if block.restarted => Rest::Over,
             _ => Rest::NotStarted,
         };
         let inherited = self.blocks.all.values().filter(|block| block.inherited);
@@ -246,7 +247,9 @@ impl Relay {
     fn block_misses(&self, block: &Block) -> Option<String> {
         let name = block.record.block;
         match &block.record.state {
-            _ if !block.fresh => Some(format!("the scheduler has not said where {name} is")),
+            _ if !block.fresh => {
+                Some(format!("neither the scheduler nor its pilot has said where {name} is"))
+            }
             BlockState::Queued(_) | BlockState::Held(_) | BlockState::Intended => None,
             BlockState::Ended(_) => {
                 (!block.spools_read).then(|| format!("the spools of {name} are not read"))

@@ -1,8 +1,9 @@
 //! What people see: the endpoint's report, and why the tasks of a job are where they are.
 
+use crate::blocks::Block;
 use crate::classes::{Class, class_words};
 use crate::io::BlockRecord;
-use crate::limits::{EXPLAIN_LINES_MAX, REPORT_MANAGERS_MAX};
+use crate::limits::{EXPLAIN_BLOCKS_MAX, EXPLAIN_LINES_MAX, REPORT_MANAGERS_MAX};
 use crate::plan::hours;
 use crate::relay::Relay;
 use crate::scaling::{NODE_MS_A_MILLI_HOUR, Shape};
@@ -58,7 +59,12 @@ impl Relay {
     fn quarantined(&self) -> Vec<QuarantineReport> {
         let nodes = self.blocks.roster.quarantine.iter().map(|(node, q)| QuarantineReport {
             node: node.clone(),
-            reason: q.reason.clone(),
+            reason: match q.needed_by.is_empty() {
+                true => q.reason.clone(),
+                false => {
+                    format!("{}; the scheduler has no block without it, so blocks may have it", q.reason)
+                }
+            },
             until_ms: q.until_ms,
         });
         nodes.collect()
@@ -154,7 +160,7 @@ impl Relay {
         let why = match (able().count(), able().filter(|m| m.room(resources) > 0).count()) {
             (0, _) => match self.blocks.live().count() {
                 0 => "there is no block".into(),
-                n => format!("{n} block(s) are asked for or run; no manager that may run them is connected"),
+                _ => self.blocks_that_come(),
             },
             (some, 0) => format!("all slots of {some} manager(s) are taken"),
             (_, room) => format!("{room} manager(s) have room; jobs wait for max_running or for walltime"),
@@ -163,6 +169,34 @@ impl Relay {
             Some(other) => format!("{why}; {other}"),
             None => why,
         }
+    }
+
+    /// What the blocks are doing of which no manager is here that could be of use.
+    fn blocks_that_come(&self) -> String {
+        let word = |block: &Block| {
+            let id = block.record.block;
+            match &block.record.state {
+                BlockState::Intended => format!("{id} is about to be submitted"),
+                BlockState::Queued(why) if why.is_empty() => format!("{id} is queued"),
+                BlockState::Queued(why) => format!("{id} is queued: {why}"),
+                BlockState::Held(why) => format!("{id} is held: {why}"),
+                BlockState::Suspended(why) => format!("{id} is suspended: {why}"),
+                BlockState::Unknown(why) => format!("what became of {id} is not known: {why}"),
+                BlockState::Impossible(why) => format!("{id} will never run: {why}"),
+                BlockState::Ending | BlockState::Ended(_) => format!("{id} is ending"),
+                BlockState::Starting | BlockState::Running if block.managers.is_empty() => {
+                    format!(
+                        "{id} runs, but no manager of it has connected (`pf block log {id}` tells what its pilot tries)"
+                    )
+                }
+                BlockState::Starting | BlockState::Running => format!("no manager of {id} may run them"),
+            }
+        };
+        let words = self.blocks.live().take(EXPLAIN_BLOCKS_MAX).map(word).collect::<Vec<_>>().join("; ");
+        let more = self.blocks.live().count().saturating_sub(EXPLAIN_BLOCKS_MAX);
+        let more = if more > 0 { format!("; {more} more blocks") } else { String::new() };
+        let failed = self.blocks.poll_failed.iter().map(|words| format!("; {words}")).collect::<String>();
+        format!("{words}{more}{failed}")
     }
 
     /// Why no further block comes for a class, in words: of each shape what keeps it.

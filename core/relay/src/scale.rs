@@ -197,6 +197,7 @@ impl Relay {
         let on = ask.account.as_ref().map(|a| format!(" on account {a}")).unwrap_or_default();
         let plural = if ask.nodes == 1 { "" } else { "s" };
         self.decide(format!("submit {id} ({}, {} node{plural}{on}): {}", ask.shape, ask.nodes, ask.why));
+        let exclude = self.left_out(&ask.shape);
         let record = BlockRecord {
             block: id,
             name,
@@ -206,7 +207,7 @@ impl Relay {
             account: ask.account,
             job: ask.job,
             ahead: ask.ahead,
-            exclude: self.blocks.roster.quarantine.keys().cloned().collect(),
+            exclude,
             ..BlockRecord::default()
         };
         self.roster_changed();

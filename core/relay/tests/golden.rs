@@ -46,6 +46,8 @@ fn roster() -> Roster {
         BlockState::Unknown("?".into()),
         BlockState::Ended(BlockEnd::Walltime),
     ];
+    let quarantine =
+        Quarantine { reason: "5 tasks failed".into(), until_ms: 1, needed_by: ["large".to_owned()].into() };
     let blocks = std::iter::once(whole).chain((8..).zip(states).map(|(n, state)| block(n, state)));
     Roster {
         version: 9,
@@ -55,7 +57,7 @@ fn roster() -> Roster {
         used_node_ms: 120_000,
         idle_node_ms: 10_000,
         jobs_node_ms: [(JobId(12), 60_000)].into(),
-        quarantine: [("n3".to_owned(), Quarantine { reason: "5 tasks failed".into(), until_ms: 1 })].into(),
+        quarantine: [("n3".to_owned(), quarantine)].into(),
         blocks: blocks.collect(),
     }
 }

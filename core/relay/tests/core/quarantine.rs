@@ -145,3 +145,61 @@ fn the_only_node_is_not_quarantined_for_deaths() {
     assert!(quarantined(&world).is_empty());
     assert!(!world.managers[&handle].held.is_empty(), "it gets tasks: there is no better node");
 }
+
+/// A node of three fails everything, and its block is over.
+fn bad_node(shape_nodes: u32) -> World {
+    let shapes = vec![Shape { nodes: shape_nodes, ..Shape::default() }];
+    let mut world = World::new(Scaling { shapes, max_blocks: 3 / shape_nodes, ..scaling() });
+    world.connect_broker();
+    world.define(1, JobSpec::default());
+    world.assign(1, 0, 250);
+    for node in 0..3 {
+        let block = if shape_nodes == 3 { 1 } else { u64::from(node) + 1 };
+        if node == 0 || shape_nodes == 1 {
+            world.blocks.insert(BlockId(block), BlockState::Running);
+            world.connect_pilot(block, 1);
+        }
+        world.add_manager(block, node, 4);
+        world.pass(SECOND);
+    }
+    for _ in 0..4 {
+        world.end_tasks(2, 1, 30 * SECOND);
+        world.end_tasks_as(1, 4, 10_000, OutcomeKind::Exit);
+        world.pass(SECOND);
+    }
+    assert_eq!(quarantined(&world), ["n0"]);
+    let live: Vec<BlockId> = world.blocks.keys().copied().collect();
+    live.into_iter().for_each(|b| _ = world.blocks.insert(b, BlockState::Ended(BlockEnd::Preempted)));
+    world.scarce = true;
+    world.pass(20 * SECOND);
+    world
+}
+
+fn left_out(world: &World, block: BlockId) -> Vec<String> {
+    world.roster.blocks.iter().find(|b| b.block == block).map(|b| b.exclude.clone()).unwrap_or_default()
+}
+
+#[test]
+fn a_block_that_cannot_do_without_a_node_in_quarantine_gets_it_and_no_task_does() {
+    let mut world = bad_node(3);
+    assert_eq!(world.submits, [1, 2, 3].map(BlockId), "{:?}", world.relay.report().decisions);
+    assert_eq!((left_out(&world, BlockId(2)), left_out(&world, BlockId(3))), (vec!["n0".into()], vec![]));
+    assert_eq!(world.roster.shapes.values().map(|b| b.failures).sum::<u32>(), 0, "that is no failure");
+    world.start_block(3, 3, 4);
+    world.pass(SECOND);
+    let held = |m: u32| world.managers[&m].held.len();
+    assert_eq!((held(4), held(5) > 0, held(6) > 0), (0, true, true));
+    let told = &world.relay.report().quarantine;
+    assert!(told[0].reason.contains("no block without it"), "{told:?}");
+}
+
+#[test]
+fn the_only_node_that_there_is_is_tried_again() {
+    let mut world = bad_node(1);
+    let next = *world.submits.last().expect("another block");
+    assert_eq!(left_out(&world, next), Vec::<String>::new(), "{:?}", world.relay.report().decisions);
+    world.start_block(next.0, 1, 4);
+    world.pass(SECOND);
+    assert!(quarantined(&world).is_empty());
+    assert!(!world.managers[&4].held.is_empty(), "there is no better one");
+}

@@ -264,6 +264,37 @@ fn a_new_relay_waits_for_every_manager_before_it_dispatches() {
     assert_eq!(world.submits.len(), 0, "nothing is submitted twice");
 }
 
+/// A scheduler may not be asked again at once, or hang: what runs and says so need not wait for it.
+#[test]
+fn a_pilot_s_word_is_enough_for_its_block() {
+    let mut world = World::without_status(scaling(), running_roster(), "squeue hangs");
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    (0..2).for_each(|node| _ = world.add_manager(1, node, 4));
+    world.pass(SECOND);
+    assert_eq!(world.holdings, 0, "which run of its job that is nobody has said");
+    world.connect_pilot(1, 1);
+    world.pass(SECOND);
+    assert_eq!((world.holdings, world.rest), (1, Rest::NotStarted));
+    world.pass(60 * SECOND);
+    let told = world.relay.report().decisions;
+    let failed = told.iter().filter(|d| d.text.contains("squeue hangs")).count();
+    assert_eq!(failed, 1, "told once: {told:?}");
+}
+
+#[test]
+fn what_ran_in_a_block_that_was_started_again_meanwhile_may_have_run() {
+    let mut world = World::again(scaling(), running_roster(), 0);
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.restarts.insert(BlockId(1), 1);
+    world.unfinished = unfinished(10);
+    world.connect_broker();
+    world.connect_pilot_again(1, 1, 1);
+    (0..2).for_each(|node| _ = world.add_manager(1, node, 4));
+    world.pass(SECOND);
+    assert_eq!((world.holdings, world.rest), (1, Rest::Over));
+}
+
 #[test]
 fn inventories_are_adopted_and_the_rest_is_left_to_the_broker() {
     let mut world = World::again(scaling(), running_roster(), 0);

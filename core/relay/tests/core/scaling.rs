@@ -357,6 +357,19 @@ fn an_id_that_comes_after_the_pilot_is_written_down_and_told() {
 }
 
 #[test]
+fn a_submit_without_an_answer_is_known_by_its_pilot_too() {
+    let mut world = begin_with(scaling(), 4, Some(SubmitResult::Unclear("timed out".into())));
+    world.pilots_id = Some("4711".into());
+    world.connect_pilot(1, 1);
+    world.pass(SECOND);
+    assert_eq!(world.roster.blocks[0].scheduler_id.as_deref(), Some("4711"));
+    // The scheduler's own word counts for more.
+    world.blocks.insert(BlockId(1), BlockState::Running);
+    world.pass(25 * SECOND);
+    assert_eq!(world.roster.blocks[0].scheduler_id.as_deref(), Some("idb1"));
+}
+
+#[test]
 fn a_submit_that_nobody_ever_lists_failed() {
     let mut world = begin_with(scaling(), 5, Some(SubmitResult::Unclear("timeout".into())));
     world.pass(35 * SECOND);
@@ -385,4 +398,12 @@ fn explain_says_why() {
     world.say(Ask { id: 3, what: AskWhat::ExplainJob { job: pf_protocol::JobId(1) } });
     let text = format!("{:?}", world.answers);
     assert!(text.contains("7 tasks wait") && text.contains("there is no block"), "{text}");
+    let mut world = begin(scaling(), 7);
+    world.pass(11 * SECOND);
+    let why = |world: &World| format!("{:?}", world.relay.report().waiting_why);
+    assert!(why(&world).contains("b1 is queued: Resources"), "{}", why(&world));
+    world.blocks.insert(BlockId(1), BlockState::Held("by its user".into()));
+    world.pass(11 * SECOND);
+    assert!(why(&world).contains("b1 is held: by its user"), "{}", why(&world));
+    assert_eq!((failures(&world.roster), world.cancels.len()), (0, 0), "somebody wants it to wait");
 }

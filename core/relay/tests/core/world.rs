@@ -62,6 +62,12 @@ pub struct World {
     pub blocks: BTreeMap<BlockId, BlockState>,
     pub submits: Vec<BlockId>,
     pub submit_result: Option<SubmitResult>,
+    /// The scheduler has no block without any of its nodes.
+    pub scarce: bool,
+    /// The scheduler does not say where blocks are, but this.
+    pub no_status: Option<String>,
+    /// What pilots know of their job's id.
+    pub pilots_id: Option<String>,
     pub cancels: Vec<BlockId>,
     /// How often the scheduler says that it started a block again.
     pub restarts: BTreeMap<BlockId, u32>,
@@ -106,16 +112,21 @@ impl World {
 
     /// A relay process that begins with this roster.
     pub fn again(scaling: Scaling, roster: Roster, now: u64) -> World {
-        World::with(Config { scaling, incarnation: 77 + now, ..Config::default() }, roster, now)
+        World::with(Config { scaling, incarnation: 77 + now, ..Config::default() }, roster, now, None)
+    }
+
+    /// One whose scheduler does not say where blocks are, but this.
+    pub fn without_status(scaling: Scaling, roster: Roster, words: &str) -> World {
+        World::with(Config { scaling, incarnation: 79, ..Config::default() }, roster, 0, Some(words.into()))
     }
 
     /// One whose clock begins at 0 when the wall clock shows `unix_ms`.
     pub fn after(scaling: Scaling, roster: Roster, unix_ms: u64) -> World {
         let config = Config { scaling, incarnation: 78, clock_offset_ms: unix_ms, ..Config::default() };
-        World::with(config, roster, 0)
+        World::with(config, roster, 0, None)
     }
 
-    fn with(config: Config, roster: Roster, now: u64) -> World {
+    fn with(config: Config, roster: Roster, now: u64, no_status: Option<String>) -> World {
         let mut world = World {
             now,
             relay: Relay::new(config, roster.clone()),
@@ -144,6 +155,9 @@ impl World {
             blocks: BTreeMap::new(),
             submits: Vec::new(),
             submit_result: None,
+            scarce: false,
+            no_status,
+            pilots_id: None,
             cancels: Vec::new(),
             restarts: BTreeMap::new(),
             deaf_cancels: 0,
@@ -229,7 +243,9 @@ impl World {
                 );
                 self.submits.push(record.block);
                 self.folders.insert(record.block);
-                let result = self.submit_result.clone();
+                let refused = (self.scarce && !record.exclude.is_empty())
+                    .then(|| SubmitResult::Refused("node configuration is not available".into()));
+                let result = refused.or(self.submit_result.clone());
                 let result = result.unwrap_or(SubmitResult::Accepted(format!("id{}", record.block)));
                 if matches!(result, SubmitResult::Accepted(_)) {
                     self.blocks.insert(record.block, BlockState::Queued("Resources".into()));
@@ -247,7 +263,7 @@ impl World {
                         restarts: self.restarts.get(&b.block).copied(),
                     })
                 });
-                let seen = Ok(seen.collect());
+                let seen = self.no_status.clone().map_or_else(|| Ok(seen.collect()), Err);
                 self.input(Input::Blocks { seen });
             }
             Effect::CancelBlock { record, round } => {
@@ -413,7 +429,7 @@ impl World {
         let who = Who::Pilot {
             block: BlockId(block),
             incarnation,
-            scheduler_id: None,
+            scheduler_id: self.pilots_id.clone(),
             restarts,
             nodes: (0..nodes).map(|n| format!("n{n}")).collect(),
             walltime_left_ms: 3_600_000,
