@@ -144,7 +144,14 @@ impl Scheduler {
 
     /// Where `blocks` are: as the status lists them, else as they are looked up. What nobody knows for now is left out.
     pub fn query(&self, blocks: &[BlockRecord], missing: &mut BTreeMap<BlockId, Missing>) {
-        let seen = self.listed(blocks).map(|listed| self.with_missing(blocks, listed, missing));
+        let seen = self.listed(blocks).map(|listed| {
+            let mut seen = self.with_missing(blocks, listed, missing);
+            for seen in &mut seen {
+                let record = blocks.iter().find(|b| is_of(&seen.scheduler_id, &seen.name, b));
+                record.iter().for_each(|record| tell_exactly(&mut seen.state, &self.dir(record)));
+            }
+            seen
+        });
         self.desk.put(Input::Blocks { seen });
     }
 
@@ -170,11 +177,7 @@ impl Scheduler {
         listed: Vec<Observed>,
         missing: &mut BTreeMap<BlockId, Missing>,
     ) -> Vec<Seen> {
-        // By its name where it is told, as the core does: schedulers use ids again.
-        let is_of = |o: &Observed, b: &BlockRecord| match o.name.as_str() {
-            "" => b.scheduler_id.as_deref() == Some(o.id.as_str()),
-            name => name == b.name,
-        };
+        let is_of = |o: &Observed, b: &BlockRecord| is_of(&o.id, &o.name, b);
         missing.retain(|id, _| blocks.iter().any(|b| b.block == *id && !listed.iter().any(|o| is_of(o, b))));
         let mut seen: Vec<Seen> = listed
             .iter()
@@ -210,6 +213,8 @@ impl Scheduler {
         for (step, plan) in self.provider.lookup(&known).iter().enumerate() {
             let output = command::run_within(plan, None, COMMAND_TIME_MAX);
             let found = match &output {
+                // A site without accounting need not have its command: who is not here knows nothing. The scheduler itself has to answer.
+                Err(CommandError::NotThere { .. }) if step > 0 => Ok(None),
                 Ok(output) => self.provider.looked_up(&known, step, output).map_err(|e| chain(&e)),
                 Err(error) => Err(chain(error)),
             };
@@ -282,8 +287,48 @@ fn seen_of(observed: Observed) -> Seen {
     }
 }
 
+/// Whether what is told of a job is told of this block: by its name where that is told, as the core does, since schedulers use ids again.
+fn is_of(id: &str, name: &str, block: &BlockRecord) -> bool {
+    match name {
+        "" => block.scheduler_id.as_deref() == Some(id),
+        name => name == block.name,
+    }
+}
+
 /// How a block's pilot ended, as its supervisor wrote.
 fn written_end(dir: &Path) -> Option<BlockEnd> {
     let bytes = read(&dir.join(script::END), END_BYTES_MAX).ok()??;
     supervisor::end(&String::from_utf8_lossy(&bytes))
+}
+
+/// How a block's script failed is known better to its supervisor than to most schedulers: of codes above 128 some tell the signal, some the code, and Slurm's
+/// accounting the one as if it were the other.
+fn tell_exactly(state: &mut BlockState, dir: &Path) {
+    if let BlockState::Ended(BlockEnd::Failed(_) | BlockEnd::Unknown(_)) = state
+        && let Some(end) = written_end(dir)
+    {
+        *state = BlockState::Ended(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_script_failed_is_known_best_to_its_supervisor_and_why_it_was_ended_to_the_scheduler() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |end: BlockEnd| {
+            let mut state = BlockState::Ended(end);
+            tell_exactly(&mut state, folder.path());
+            state
+        };
+        assert_eq!(told(BlockEnd::Failed(9)), BlockState::Ended(BlockEnd::Failed(9)), "nothing is written");
+        std::fs::write(folder.path().join(script::END), "signal 9\n").unwrap();
+        // As sacct says of a shell that ended with 137.
+        assert_eq!(told(BlockEnd::Failed(9)), BlockState::Ended(BlockEnd::Signal(9)));
+        for end in [BlockEnd::Walltime, BlockEnd::Preempted, BlockEnd::NodeFailed] {
+            assert_eq!(told(end.clone()), BlockState::Ended(end));
+        }
+    }
 }
