@@ -243,7 +243,7 @@ fn stop_leaves_nothing_running() {
 }
 
 #[test]
-fn stop_waits_for_running_tasks_and_says_so() {
+fn stop_waits_for_running_tasks_and_start_brings_back() {
     let site = Site::new();
     let go = site.path().join("go");
     let script = format!("while ! test -e {}; do sleep 0.02; done", go.display());
@@ -253,6 +253,12 @@ fn stop_waits_for_running_tasks_and_says_so() {
     stop.wait_for_talk("endpoint local is stopping (tasks that run: 1, blocks not over: 1)");
     std::fs::write(&go, "").expect("a mark");
     assert!(stop.end().expect_code(0).stdout.contains("has stopped"));
+    site.pf(&["wait", job.trim()]).expect_code(0);
+    let job = site.pf(&["submit", "--quiet", "--", "true"]).expect_code(0).stdout;
+    site.pf(&["wait", "--timeout", "100ms", job.trim()])
+        .expect_code(7)
+        .says(&["is stopped", "pf endpoint start local"]);
+    site.pf(&["endpoint", "start", "local"]).expect_code(0);
     site.pf(&["wait", job.trim()]).expect_code(0);
 }
 

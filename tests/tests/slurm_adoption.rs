@@ -2,7 +2,7 @@
 
 use pf_tests::notes::Notes;
 use pf_tests::site::{Ran, Site, kill_hard, pf_binary, wait_for};
-use pf_tests::slurm::{Cluster, calls};
+use pf_tests::slurm::{Cluster, calls, hang};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -76,6 +76,27 @@ fn a_killed_relay_finds_blocks_that_run_wait_and_ended() {
     let safe: BTreeSet<u32> = on[&spooled.nodes].union(&on[&kept.nodes]).copied().collect();
     assert!(twice.is_disjoint(&safe), "{twice:?} ran again, of which {safe:?} had no reason to");
     check_submits(&cluster, &site, "adopt", before);
+}
+
+#[test]
+fn work_goes_on_before_the_scheduler_has_answered_a_new_relay() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let site = cluster.site();
+    let notes = Notes::new(&site);
+    cluster.endpoint(&site, "goes", &["queue=debug", "cores_per_node=2", "walltime=4m", "idle=1s"]);
+    let script = notes.script(&waiting(&site));
+    let submit = ["submit", "--quiet", "--endpoint", "goes", "--array", "1-3", "--", "sh", "-c", &script];
+    let job = site.pf(&submit).expect_code(0).stdout.trim().to_owned();
+    wait_for("two tasks to run", || (notes.began().len() == 2).then_some(()));
+    let hanging = hang(&site, "squeue");
+    kill_hard(site.broker_pid().expect("the daemon runs"));
+    let _ = site.pf(&["status"]).expect_code(0);
+    let_go(&site, &notes.began());
+    wait_for("the third to run", || (notes.began().len() == 3).then_some(()));
+    drop(hanging);
+    let_go(&site, &[1, 2, 3].into());
+    site.pf(&["wait", &job]).expect_code(0);
+    notes.check_once(1..=3);
 }
 
 #[test]

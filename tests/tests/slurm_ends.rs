@@ -193,3 +193,29 @@ fn what_cannot_fit_into_a_block_is_refused_and_what_fits_runs() {
     let _ = site.pf(&["wait", &fits]).expect_code(0);
     assert_eq!(blocks(&site, "short").len(), 1);
 }
+
+#[test]
+fn a_block_that_its_user_holds_waits_and_says_so() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let site = cluster.site();
+    let notes = Notes::new(&site);
+    // Jobs of this partition wait until it is opened.
+    cluster.endpoint(&site, "held", &["queue=stuck", "cores_per_node=1", "walltime=4m", "idle=1s"]);
+    let job = submit(&site, &["--endpoint", "held", "--array", "1", "--", "sh", "-c", &notes.script("true")]);
+    let id = wait_for("its block", || cluster.queue("pf-held-").pop()).id;
+    let _ = cluster.slurm(&["scontrol", "hold", &id]).expect_code(0);
+    let waited = wait_for("the word of it", || {
+        let waited = site.pf(&["wait", "--timeout", "100ms", &job]).expect_code(7);
+        waited.stderr.contains("is held: by its user").then_some(waited)
+    });
+    waited.says(&["scontrol release"]);
+    let told = explain(&site, "held");
+    assert!(told.contains("b1 is held") && !told.contains("died young"), "{told}");
+    assert_eq!(cluster.queue("pf-held-").len(), 1, "it is left where it is");
+    // Into a partition that is open.
+    for words in [&["update", &format!("jobid={id}"), "partition=debug"][..], &["release", &id]] {
+        let _ = cluster.slurm(&[&["scontrol"], words].concat()).expect_code(0);
+    }
+    let _ = site.pf(&["wait", &job]).expect_code(0);
+    notes.check_once(1..=1);
+}

@@ -96,3 +96,26 @@ fn a_node_that_fails_everything_is_left_out_of_the_next_block() {
     assert_eq!(cluster.job_field(&id, "ExcNodeList").as_deref(), Some("n2"));
     let _ = site.pf(&["cancel", &next]).expect_code(0);
 }
+
+#[test]
+fn where_no_block_can_do_without_a_bad_node_it_is_there_and_gets_no_tasks() {
+    let Some(cluster) = Cluster::alone() else { return };
+    let site = cluster.site();
+    let settings = ["queue=batch", "exclusive=true", "nodes_per_block=4", "walltime=10m", "idle=1s"];
+    cluster.endpoint(&site, "all", &settings);
+    let script = "sleep 0.05; test $(hostname) != n2";
+    let task = |labels: &str, retries: &str| {
+        let args = ["--endpoint", "all", "--array", labels, "--retries", retries, "--", "sh", "-c", script];
+        submit(&site, &args)
+    };
+    let job = task("1-200", "5");
+    wait_for("the quarantine", || explain(&site, "all").contains("node n2 gets no tasks").then_some(()));
+    site.pf(&["wait", &job]).expect_code(0);
+    wait_for("the block to be given back", || cluster.queue("pf-all-").is_empty().then_some(()));
+    // All four nodes are wanted, and the one that fails everything must not fail these.
+    let next = task("1-20", "0");
+    site.pf(&["wait", &next]).expect_code(0);
+    let told = explain(&site, "all");
+    assert!(told.contains("the scheduler has no block of shape") && !told.contains("died young"), "{told}");
+    assert_eq!(blocks(&site, "all").len(), 3, "one was refused: {told}");
+}

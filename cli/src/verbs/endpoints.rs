@@ -10,7 +10,7 @@ use crate::config::value::Value;
 use crate::config::{Settings, profiles};
 use crate::error::{CliError, Result, io_error};
 use crate::exit::Exit;
-use crate::limits::{FOLLOW_EVERY, NOTE_EVERY};
+use crate::limits::{FOLLOW_EVERY, NOTE_EVERY, POLL_EVERY, START_TIMEOUT};
 use crate::output::table::{count, table};
 use crate::units::{show_bytes, show_milli, show_time, show_us};
 use hyper::Method;
@@ -40,6 +40,9 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
             output.answer(&row, std::slice::from_ref(&name), || explain_lines(&row).join("\n"))?;
         }
         EndpointVerb::Start { name } | EndpointVerb::Resume { name } => {
+            if client.endpoint(&name).await?.state == "stopped" {
+                bring_back(context, &client, &name).await?;
+            }
             client.endpoint_verb(&name, "resume", &nothing).await?;
             super::daemon::warn_of_login_rules(context);
             done(context, &name, "takes tasks")?;
@@ -69,6 +72,27 @@ pub async fn endpoint(context: &Context, verb: EndpointVerb) -> Result<Exit> {
 
 fn done(context: &Context, name: &str, what: &str) -> Result<()> {
     context.output.answer(&json!({"endpoint": name, "done": what}), &[], || format!("endpoint {name} {what}"))
+}
+
+/// The relay of a stopped endpoint of this host has left; it comes back with a daemon that begins anew, over which jobs and blocks of others live on.
+async fn bring_back(context: &Context, client: &Client, name: &str) -> Result<()> {
+    if !client.is_local() || !context.config.endpoints.contains_key(name) {
+        let error =
+            CliError::new(Exit::Refused, format!("endpoint {name} is stopped, and is not of this host"));
+        return Err(error.hint(format!("on its own host: pf relay run {name} ..")));
+    }
+    super::daemon::restart(context).await?;
+    let give_up = Instant::now() + START_TIMEOUT;
+    while client.endpoint(name).await?.state != "connected" {
+        if Instant::now() > give_up {
+            let seconds = START_TIMEOUT.as_secs();
+            let error =
+                CliError::internal(format!("the relay of endpoint {name} is not there after {seconds} s"));
+            return Err(error.hint(format!("pf endpoint show {name}")));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    Ok(())
 }
 
 /// Waits until the relay has left, which it does when nothing of it runs or is queued any more; says once what holds it up.

@@ -11,6 +11,7 @@ use pf_protocol::job::Body;
 use pf_protocol::message::AskWhat;
 use pf_protocol::outcome::OutcomeKind;
 use pf_protocol::payload::{held, is_large};
+use pf_protocol::report::BlockState;
 use pf_protocol::{BlobRef, EndpointId, FunctionId, JobId, TaskId};
 
 impl Broker {
@@ -208,14 +209,34 @@ impl Broker {
         if served { None } else { self.broken.get(&self.endpoint_name(endpoint)) }
     }
 
-    /// That an endpoint asks for no more blocks, for those whose tasks wait there.
+    /// That an endpoint asks for no more blocks, or that its first ones are kept waiting by the scheduler, for those whose tasks wait there.
     fn why_stuck(&self, endpoint: EndpointId) -> Option<String> {
         let name = self.endpoint_name(endpoint);
         if let Some(why) = self.why_broken(endpoint) {
             return Some(format!("endpoint {name} is broken: {why}"));
         }
-        let why = self.endpoints.get(&endpoint)?.report.as_ref()?.paused.as_ref()?;
-        Some(format!("endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"))
+        let live = self.endpoints.get(&endpoint)?;
+        if live.link.is_none() && self.state.endpoints.get(&endpoint).is_some_and(|e| e.ended) {
+            return Some(format!(
+                "endpoint {name} is stopped; `pf endpoint start {name}` lets it take tasks"
+            ));
+        }
+        let report = live.report.as_ref()?;
+        if let Some(why) = &report.paused {
+            return Some(format!(
+                "endpoint {name} is paused: {why}; `pf endpoint resume {name}` when that is mended"
+            ));
+        }
+        if !report.managers.is_empty() {
+            return None;
+        }
+        // Without a word of the scheduler it has only just been submitted.
+        let kept = report.blocks.iter().find_map(|b| match &b.state {
+            BlockState::Queued(why) if !why.is_empty() => Some((b.block, "queued", why)),
+            BlockState::Held(why) => Some((b.block, "held", why)),
+            _ => None,
+        });
+        kept.map(|(block, how, why)| format!("block {block} of endpoint {name} is {how}: {why}"))
     }
 
     fn owner_name(&self, owner: pf_protocol::OwnerId) -> String {

@@ -6,7 +6,7 @@ use pf_protocol::api::JobState;
 use pf_protocol::job::{After, ArraySpec, Function, FunctionKind, JobSpec};
 use pf_protocol::message::{Message, Report};
 use pf_protocol::outcome::OutcomeKind;
-use pf_protocol::report::EndpointReport;
+use pf_protocol::report::{BlockReport, BlockState, EndpointReport, ManagerReport};
 use pf_protocol::resources::{NodeCapacity, Resources};
 use pf_protocol::*;
 
@@ -123,6 +123,28 @@ fn a_wait_is_answered_at_the_end_or_when_its_time_is_over() {
     assert!(w.replies.contains_key(&short) && !w.replies.contains_key(&long));
     w.report(conn, vec![outcome(job, 0, OutcomeKind::Value)]);
     assert!(matches!(&w.replies[&long], Ok(Reply::Job(s)) if s.state == JobState::Ok));
+}
+
+#[test]
+fn who_waits_is_told_what_the_scheduler_says_of_the_first_block() {
+    let mut w = World::new();
+    let conn = w.relay();
+    let job = w.submit(command(), 1);
+    let mut report = EndpointReport::default();
+    for (state, told) in [
+        (BlockState::Queued(String::new()), None),
+        (BlockState::Queued("Priority".into()), Some("is queued: Priority")),
+        (BlockState::Held("by its user".into()), Some("is held: by its user")),
+    ] {
+        report.blocks = vec![BlockReport { state, ..BlockReport::default() }];
+        w.say(conn, Report { report: report.clone() });
+        let reason = w.summary(job).reason;
+        assert_eq!(reason.is_some(), told.is_some(), "{reason:?}");
+        assert!(told.is_none_or(|words| reason.iter().any(|r| r.contains(words))), "{reason:?}");
+    }
+    report.managers = vec![ManagerReport::default()];
+    w.say(conn, Report { report });
+    assert_eq!(w.summary(job).reason, None, "others are at work");
 }
 
 #[test]

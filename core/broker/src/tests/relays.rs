@@ -246,6 +246,8 @@ fn a_relay_that_ends_for_good_leaves_nothing_behind() {
     assert!(
         matches!(w.ask(Request::Endpoint { name: "local".into() }), Ok(Reply::Endpoint(e)) if e.state == "stopped")
     );
+    let reason = w.summary(job).reason.unwrap_or_default();
+    assert!(reason.contains("`pf endpoint start local`"), "who waits there is told: {reason}");
     w.restart();
     assert_eq!(w.counts(job).queued, 2);
     let next = w.dial(8, false, None);
