@@ -203,7 +203,8 @@ fn a_block_that_its_user_holds_waits_and_says_so() {
     cluster.endpoint(&site, "held", &["queue=stuck", "cores_per_node=1", "walltime=4m", "idle=1s"]);
     let job = submit(&site, &["--endpoint", "held", "--array", "1", "--", "sh", "-c", &notes.script("true")]);
     let id = wait_for("its block", || cluster.queue("pf-held-").pop()).id;
-    let _ = cluster.slurm(&["scontrol", "hold", &id]).expect_code(0);
+    // What `hold` is to a user who is not an administrator.
+    let _ = cluster.slurm(&["scontrol", "uhold", &id]).expect_code(0);
     let waited = wait_for("the word of it", || {
         let waited = site.pf(&["wait", "--timeout", "100ms", &job]).expect_code(7);
         waited.stderr.contains("is held: by its user").then_some(waited)
