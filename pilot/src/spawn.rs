@@ -90,11 +90,12 @@ impl Place {
         if moves {
             self.go(&prepared.cwd)?;
         }
-        let spawned = start(prepared, inherits).map_err(|e| spawn_error(&prepared.program, e));
-        if !self.apart {
-            self.go(&gate.home)?;
+        let spawned = start(prepared, inherits);
+        if moves && !self.apart && self.go(&gate.home).is_err() {
+            // Home is gone. Whoever spawns next goes to a directory of its own.
+            self.cwd = None;
         }
-        spawned
+        spawned.map_err(|e| spawn_error(&prepared.program, e))
     }
 
     fn bind(&mut self, pus: &[u32]) -> Result<(), ErrorDetail> {
