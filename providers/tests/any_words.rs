@@ -50,6 +50,24 @@ fn recorded() -> Vec<String> {
     all
 }
 
+#[test]
+fn what_is_no_id_is_never_taken_for_one() {
+    for id in ["53.pbsv 23 03:00:36 2026", "-Wforce", "", "53", "53.a;b"] {
+        for record in [
+            format!("Job Id: {id}\n    Job_Name = pf-x\n    job_state = R\n\n"),
+            format!("{id}|RUN|-|-|-|-|-|pf-x|-\n"),
+            format!("{id}|R|0|10:00|0|None|pf-x|\n"),
+        ] {
+            let output = Output { exit: Some(0), stdout: record, ..Output::default() };
+            for provider in all() {
+                let found = provider.observed(&output).unwrap_or_default();
+                let word = |id: &str| id.bytes().all(|b| b.is_ascii_digit()) && !id.is_empty();
+                assert!(found.iter().all(|o| word(&o.id)), "{found:?}");
+            }
+        }
+    }
+}
+
 /// What the text says has ended, and how.
 fn ends(provider: &dyn Provider, stdout: &str) -> BTreeSet<String> {
     let output = Output { exit: Some(0), stdout: stdout.into(), ..Output::default() };

@@ -20,6 +20,14 @@ fn is_id(text: &str) -> bool {
     number_fine && server_fine
 }
 
+/// `seq[].server`, or `seq[index].server`: somebody's array, or a job of it.
+fn is_id_of_array(text: &str) -> bool {
+    let parts = text.split_once('[').and_then(|(number, rest)| Some((number, rest.split_once(']')?)));
+    parts.is_some_and(|(number, (index, server))| {
+        index.bytes().all(|b| b.is_ascii_digit()) && is_id(&format!("{number}{server}"))
+    })
+}
+
 /// Words of the commands that mean "not now": the server is away, or the user has as many jobs as may be (`pbs_messages.c`).
 const LATER: [&str; 11] = [
     "cannot connect to server",
@@ -107,7 +115,10 @@ fn jobs(text: &str) -> Vec<Job> {
         // What has no end was cut off.
         let Some(line) = line.strip_suffix('\n') else { break };
         if let Some(id) = line.strip_prefix("Job Id: ") {
-            current = Some(Job { id: id.trim().into(), fields: BTreeMap::new() });
+            // What is no id would stand on the command line of the next question all the same.
+            current = Some(id.trim())
+                .filter(|id| is_id(id) || is_id_of_array(id))
+                .map(|id| Job { id: id.into(), fields: BTreeMap::new() });
             last = None;
             continue;
         }
