@@ -48,8 +48,13 @@ impl Block {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(self.shell);
-        command.arg(self.path("block.sh")).current_dir("/").stdin(Stdio::null());
+        // A shell cannot trap what its parent ignores, as whoever runs the tests behind `nohup` or `&` does.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal=INT,HUP", self.shell])
+            .arg(self.path("block.sh"))
+            .current_dir("/")
+            .stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
