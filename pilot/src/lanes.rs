@@ -357,9 +357,13 @@ impl Shared {
         let soon = worker.is_some();
         self.tell(state, News::Started { who, pid, worker }, soon);
         wait_for_end(pid);
-        let running = self.state().hands.get_mut(n).and_then(|hand| hand.running.take());
+        let ran_us = began.elapsed().as_micros() as u64;
+        let mut state = self.state();
+        let running = state.hands.get_mut(n).and_then(|hand| hand.running.take());
         signal_group(pid, libc::SIGKILL);
-        let end = End { ran_us: began.elapsed().as_micros() as u64, ..reap(pid) };
+        // While the state is held: nobody takes it for a stray and reaps it, or signals whoever has its number next.
+        let end = End { ran_us, ..reap(pid) };
+        drop(state);
         let mut output = [Vec::new(), Vec::new()];
         let pipes = running.and_then(|running| running.pipes).unwrap_or_default();
         for (pipe, output) in pipes.iter().zip(&mut output) {
@@ -430,9 +434,11 @@ fn output_pipe() -> Result<(OwnedFd, OwnedFd), ErrorDetail> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::children::Strays;
     use crate::gpus::GpuEnv;
     use crate::programs::Programs;
     use crate::variables::Common;
+    use pf_manager_core::ProcessStatus;
     use pf_protocol::job::{Body, Command, JobDef, JobSpec};
     use pf_protocol::{Epoch, JobId, JobKey, OwnerId};
     use std::sync::mpsc::{Receiver, channel};
@@ -536,6 +542,26 @@ mod tests {
             let got: Vec<_> = seen.iter().filter(|(_, who)| is_of_lane(who)).copied().collect();
             assert_eq!(got, expected);
         }
+    }
+
+    #[test]
+    fn whoever_looks_for_strays_takes_no_ends_from_lanes() {
+        let (lanes, calls) = lanes();
+        for n in 0..400 {
+            lanes.ask(start(1 + n % 2, n, &["true"]));
+        }
+        let mut strays = Strays::default();
+        let mut ended = 0;
+        while ended < 400 {
+            strays.sweep(|_| true, || lanes.known());
+            for news in lanes.take_news() {
+                if let News::Ended { end, .. } = news {
+                    assert_eq!(end.status, ProcessStatus::Exit(0));
+                    ended += 1;
+                }
+            }
+        }
+        drop(calls);
     }
 
     #[test]

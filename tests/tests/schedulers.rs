@@ -104,7 +104,8 @@ fn a_session(kind: Kind) {
     let job = submit(&emulated, "x", "1-8", &script);
     wait_for("a task on each node of two blocks", || (notes.began().len() == 4).then_some(()));
     assert_eq!(emulated.live().len(), 2, "scaled out");
-    assert_eq!(emulated.reached(), ["n1", "n2", "n3", "n4"].map(String::from).into());
+    // A pilot does not reach for its own node, the first of its block.
+    assert_eq!(emulated.reached(), ["n2", "n4"].map(String::from).into());
     go();
     emulated.site.pf(&["wait", &job]).expect_code(0);
     notes.check_once(1..=8);
