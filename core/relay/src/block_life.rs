@@ -6,6 +6,7 @@ use crate::limits::{ENDED_BLOCKS_MAX, POLL_CALM_US, POLL_LOST_US};
 use crate::relay::Relay;
 use pf_protocol::BlockId;
 use pf_protocol::report::{BlockEnd, BlockState};
+use std::collections::BTreeMap;
 
 impl Relay {
     pub(crate) fn poll_blocks_now(&mut self) {
@@ -54,12 +55,17 @@ impl Relay {
         if self.blocks.poll_failed.take().is_some() {
             self.decide("the scheduler says again where blocks are".into());
         }
+        let owners =
+            self.blocks.live().filter_map(|b| Some((b.record.scheduler_id.clone()?, b.record.block)));
+        let owners: BTreeMap<String, BlockId> = owners.collect();
         for id in self.blocks.live().map(|b| b.record.block).collect::<Vec<_>>() {
             let Some(block) = self.blocks.all.get_mut(&id) else { continue };
-            // By its name where it is told: schedulers use ids again.
+            // By its name where it is told: schedulers use ids again. With the id of another block it is two lines in one: a listing that was damaged.
             let found = seen.iter().find(|s| match s.name.as_str() {
                 "" => block.record.scheduler_id.as_deref() == Some(&s.scheduler_id),
-                name => name == block.record.name,
+                name => {
+                    name == block.record.name && owners.get(&s.scheduler_id).is_none_or(|owner| *owner == id)
+                }
             });
             let Some(found) = found else {
                 self.block_not_listed(id);

@@ -6,7 +6,7 @@ use pf_protocol::job::JobSpec;
 use pf_protocol::message::{Ask, AskWhat};
 use pf_protocol::report::{BlockEnd, BlockState};
 use pf_protocol::resources::NodeCapacity;
-use pf_relay_core::{Accounts, Input, Roster, Scaling, Shape, SubmitResult};
+use pf_relay_core::{Accounts, Input, Roster, Scaling, Seen, Shape, SubmitResult};
 
 const SECOND: u64 = 1_000_000;
 
@@ -367,6 +367,27 @@ fn a_submit_without_an_answer_is_known_by_its_pilot_too() {
     world.blocks.insert(BlockId(1), BlockState::Running);
     world.pass(25 * SECOND);
     assert_eq!(world.roster.blocks[0].scheduler_id.as_deref(), Some("idb1"));
+}
+
+/// A listing that was cut off in one line and goes on in the next tells one block's id with another's name.
+#[test]
+fn the_id_of_one_block_never_becomes_that_of_another() {
+    let mut world = begin(Scaling { init_blocks: 2, max_blocks: 2, ..scaling() }, 500);
+    world.pass(8 * SECOND);
+    let names: Vec<String> = world.roster.blocks.iter().map(|b| b.name.clone()).collect();
+    let ids = |world: &World| world.roster.blocks.iter().map(|b| b.scheduler_id.clone()).collect::<Vec<_>>();
+    let before = ids(&world);
+    assert_eq!(before, [Some("idb1".into()), Some("idb2".into())]);
+    let damaged = Seen {
+        scheduler_id: "idb1".into(),
+        name: names[1].clone(),
+        state: BlockState::Running,
+        walltime_left_ms: None,
+        restarts: None,
+    };
+    world.input(Input::Blocks { seen: Ok(vec![damaged]) });
+    assert_eq!(ids(&world), before);
+    assert!(world.roster.blocks.iter().all(|b| b.state != BlockState::Running), "{:?}", world.roster.blocks);
 }
 
 #[test]
