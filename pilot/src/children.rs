@@ -102,7 +102,7 @@ fn peek(pid: i32, flags: i32) -> Result<bool, Errno> {
 }
 
 /// Takes the end of a child that has ended.
-pub(crate) fn reap(pid: i32) -> End {
+pub(crate) fn reap(pid: i32) -> (ProcessStatus, Usage) {
     let mut status = 0;
     // SAFETY: an all-zero rusage is valid; the kernel fills it.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -128,7 +128,7 @@ pub(crate) fn reap(pid: i32) -> End {
         system_us: us(usage.ru_stime),
         max_rss_kib: usage.ru_maxrss.unsigned_abs(),
     };
-    End { status, usage, ran_us: 0 }
+    (status, usage)
 }
 
 /// Children of this process, whichever thread they came to.

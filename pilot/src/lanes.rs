@@ -362,8 +362,9 @@ impl Shared {
         let running = state.hands.get_mut(n).and_then(|hand| hand.running.take());
         signal_group(pid, libc::SIGKILL);
         // While the state is held: nobody takes it for a stray and reaps it, or signals whoever has its number next.
-        let end = End { ran_us, ..reap(pid) };
+        let (status, usage) = reap(pid);
         drop(state);
+        let end = End { status, usage, ran_us };
         let mut output = [Vec::new(), Vec::new()];
         let pipes = running.and_then(|running| running.pipes).unwrap_or_default();
         for (pipe, output) in pipes.iter().zip(&mut output) {
