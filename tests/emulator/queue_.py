@@ -9,7 +9,7 @@ moods: files in the folder that make the scheduler misbehave.
   full          submits are refused: as many jobs as may be
   missing       ids that the next listing leaves out (then the file goes)
   empty         the next listing says nothing at all (then the file goes)
-  cut           the next listing ends in mid-line (then the file goes)
+  cut           one reply of the next listing is cut off in mid-line, and what follows stands behind it (then the file goes)
   foreign       listings also have a job of another user
 """
 import contextlib
